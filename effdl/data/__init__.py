@@ -1,0 +1,1 @@
+"""Feeds: calibration and evaluation samples, and random inputs of the right shape."""

@@ -1,0 +1,89 @@
+"""Traversal: every node and every graph of a model, subgraphs and functions included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+DEFAULT_DOMAIN = ""
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield the nodes of the main graph, of all subgraphs and of all functions."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """Yield the main graph, then every subgraph of it and of the functions."""
+    yield model.graph
+    yield from model.graph.subgraphs()
+    for function in model.functions.values():
+        yield from function.subgraphs()
+
+
+def subgraphs_of(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs that are attributes of ``node`` (the bodies of If, Loop and Scan)."""
+    for attr in node.attributes.values():
+        if attr.type == ir.AttributeType.GRAPH:
+            yield attr.as_graph()
+        elif attr.type == ir.AttributeType.GRAPHS:
+            yield from attr.as_graphs()
+
+
+def opset(model: ir.Model, domain: str = DEFAULT_DOMAIN) -> int:
+    """Return the version of ``domain`` that the model imports, 0 when it does not."""
+    imports = model.opset_imports
+    if domain in ("", "ai.onnx"):
+        return imports.get("", imports.get("ai.onnx", 0))
+    return imports.get(domain, 0)
+
+
+def is_op(node: ir.Node | None, *op_types: str, domain: str = DEFAULT_DOMAIN) -> bool:
+    """Whether ``node`` is one of ``op_types`` of ``domain`` (the default domain in both spellings)."""
+    if node is None or node.op_type not in op_types:
+        return False
+    same = ("", "ai.onnx") if domain == DEFAULT_DOMAIN else (domain,)
+    return node.domain in same
+
+
+def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """Return the node that makes ``value`` when it is one of ``op_types`` (any, when none named)."""
+    node = value.producer() if value is not None else None
+    if node is None or not op_types or is_op(node, *op_types):
+        return node
+    return None
+
+
+def only_user(value: ir.Value | None) -> ir.Node | None:
+    """Return the one node that uses ``value`` (once), None when it has other users or is an output."""
+    if value is None or value.is_graph_output():
+        return None
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 else None
+
+
+def int_attr(node: ir.Node, name: str, default: int) -> int:
+    """Return the integer attribute ``name`` of ``node``, ``default`` when it is absent."""
+    attr = node.attributes.get(name)
+    return default if attr is None else attr.as_int()
+
+
+def ints_attr(node: ir.Node, name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Return the integer-list attribute ``name`` of ``node``, ``default`` when it is absent."""
+    attr = node.attributes.get(name)
+    return default if attr is None else tuple(attr.as_ints())
+
+
+def float_attr(node: ir.Node, name: str, default: float) -> float:
+    """Return the float attribute ``name`` of ``node``, ``default`` when it is absent."""
+    attr = node.attributes.get(name)
+    return default if attr is None else attr.as_float()
+
+
+def str_attr(node: ir.Node, name: str, default: str) -> str:
+    """Return the string attribute ``name`` of ``node``, ``default`` when it is absent."""
+    attr = node.attributes.get(name)
+    return default if attr is None else attr.as_string()
