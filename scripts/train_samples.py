@@ -2,7 +2,7 @@
 
 Run from the repository root, in an environment of its own (effdl itself never needs torch):
 
-    pip install torch scikit-learn onnx onnxscript onnxruntime
+    pip install torch scikit-learn onnx onnxruntime
     python scripts/train_samples.py
 
 It writes into sample_models/, for each model NAME: NAME.onnx (weights inline), NAME.calib.npz
@@ -371,9 +371,9 @@ that instead.
 |---|---|---|---|---|---|
 {models}
 
-The accuracy is that of ONNX Runtime on the {len(split.test)} test samples (stratified, never trained on); one
-sample is {100 / len(split.test):.2f} %. Training runs for a fixed number of epochs and the last
-weights are kept, so no test sample chose them.
+The accuracy is that of ONNX Runtime on the {len(split.test)} test samples (stratified, never
+trained on); one sample is {100 / len(split.test):.2f} %. Training runs for a fixed number of epochs
+and the last weights are kept, so no test sample chose them.
 
 Batch norm is not folded, and LayerNorm and GELU are decomposed, on purpose: that is work for the
 optimizer's passes.
@@ -389,7 +389,7 @@ as an array named as the input. `NAME.test.npz` holds the test samples likewise,
 
 ## How they were made
 
-    pip install torch scikit-learn onnx onnxscript onnxruntime
+    pip install torch scikit-learn onnx onnxruntime
     python scripts/train_samples.py
 
 with torch {torch.__version__}, scikit-learn {sklearn.__version__}, onnx {onnx.__version__} and ONNX
