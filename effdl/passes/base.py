@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import onnx_ir as ir
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from effdl.data.feeds import Feeds
 from effdl.errors import RecipeError
@@ -69,7 +69,9 @@ class Pass(BaseModel):
     ``ctx.workdir``. It never edits an array in place, nor a weight that has another user.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     lossy: ClassVar[bool] = False
     """Whether outputs may change beyond rounding."""
@@ -94,14 +96,10 @@ class Pass(BaseModel):
 class NodePass(Pass):
     """A pass that works node by node and can be told which ones."""
 
-    targets: tuple[str, ...] = Field(
-        default=(),
-        description="Only these nodes: patterns of node names (glob), op types, or re:REGEX on the name.",
-    )
-    ignore: tuple[str, ...] = Field(
-        default=(),
-        description="Never these nodes: patterns as in targets.",
-    )
+    targets: tuple[str, ...] = ()
+    """Only these nodes: globs of node names, op types, or re:REGEX on the name."""
+    ignore: tuple[str, ...] = ()
+    """Never these nodes: patterns as in targets."""
 
     def selected(self, node: ir.Node) -> bool:
         """Whether the options let this pass touch ``node``."""
