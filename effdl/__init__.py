@@ -4,8 +4,62 @@ The verbs of the command line, for scripts. Nothing heavy is imported before one
 
 >>> import effdl
 >>> report = effdl.optimize("m.onnx", recipe="lossless", output="o.onnx")  # doctest: +SKIP
+>>> report.bench.models[1].ratio  # doctest: +SKIP
+1.42
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from effdl.errors import (
+    CheckFailed,
+    DataError,
+    EffdlError,
+    ModelError,
+    OutputError,
+    RecipeError,
+    TargetError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from effdl.api import bench, compare, inspect, load, optimize, save
+    from effdl.pipeline import PassBug, RunOptions
+    from effdl.recipe import Recipe
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "CheckFailed",
+    "DataError",
+    "EffdlError",
+    "ModelError",
+    "OutputError",
+    "PassBug",
+    "Recipe",
+    "RecipeError",
+    "RunOptions",
+    "TargetError",
+    "UsageError",
+    "bench",
+    "compare",
+    "inspect",
+    "load",
+    "optimize",
+    "save",
+]
+
+_HOME = {"Recipe": "effdl.recipe", "RunOptions": "effdl.pipeline", "PassBug": "effdl.pipeline"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'effdl' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME.get(name, "effdl.api")), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -56,9 +56,10 @@ class OutputError:
 
     Args:
         max_abs: largest absolute difference; ``mean_abs`` the mean one.
-        rel_l2: norm of the difference over the norm of the reference.
-        cosine: cosine of the two outputs as one long vector.
-        sqnr_db: signal to quantization-noise ratio in decibel.
+        rel_l2: norm of the difference over the norm of the reference; 0 when nothing differs,
+            infinite when the reference is all zeros or the outputs cannot be subtracted.
+        cosine: cosine of the two outputs as one long vector; 1 when both are all zeros, 0 when one is.
+        sqnr_db: signal to quantization-noise ratio in decibel, infinite when nothing differs.
         top1: share of samples with the same argmax over the last axis, None if that says nothing.
         equal: within the tolerance of the comparison.
         tolerance: the relative tolerance used.
@@ -124,7 +125,12 @@ class BenchResult:
         peak_bytes: largest resident memory of a fresh process that loads and runs the model, less
             that of the same process before loading.
         ratio: time of the first model over the time of this one (1.4: this one is 1.4x as fast);
-            ``ratio_low`` and ``ratio_high`` bound it.
+            ``ratio_low`` and ``ratio_high`` are its 95 % confidence interval.
+        verdict: ``faster``, ``slower``, ``same`` or ``noisy`` against the first model; ``reference``
+            for the first itself.
+        noise_floor: the difference, as a fraction, below which nothing was called faster or slower;
+            from the models against themselves in the same run.
+        rounds: blocks of each model that the interval comes from.
     """
 
     path: str
@@ -138,6 +144,9 @@ class BenchResult:
     ratio: float
     ratio_low: float
     ratio_high: float
+    verdict: str = "reference"
+    noise_floor: float = 0.0
+    rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,6 +168,37 @@ class BenchReport:
     models: tuple[BenchResult, ...]
     verdict: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """What effdl finds on this machine.
+
+    Args:
+        versions: of effdl, Python and the libraries it stands on; empty for one that is missing.
+        system: the operating system and its release.
+        arch, cpu, cores, memory, isa: as in ``runtime.machine.Machine``.
+        providers: execution providers of this onnxruntime build, most wanted first.
+        extras: optional parts (``tune``, ``train``, ``gpu``) and the version that is installed, empty
+            when it is not.
+        int8: the number format of int8 models for this processor: ``activation_type``,
+            ``weight_type``, ``reduce_range`` and ``reason``.
+        cuda: ``works``, ``not installed``, or why a CUDA session does not run here.
+        problems: what is wrong, each with what to do.
+    """
+
+    versions: dict[str, str]
+    system: str
+    arch: str
+    cpu: str
+    cores: int
+    memory: int
+    isa: tuple[str, ...]
+    providers: tuple[str, ...]
+    extras: dict[str, str]
+    int8: dict[str, str | bool]
+    cuda: str
+    problems: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -233,3 +273,41 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+@dataclass(frozen=True)
+class Opportunity:
+    """What one pass would find in a model.
+
+    Args:
+        name: the pass; ``lossy`` whether it may change outputs; ``needs_data`` whether it needs
+            calibration data.
+        count: changes it would make, or nodes it would work on.
+        reason: why nothing, when ``count`` is 0.
+    """
+
+    name: str
+    lossy: bool
+    needs_data: bool
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class NodeStats:
+    """The cost of one node: multiply-accumulates, numbers and bytes of its own weights."""
+
+    name: str
+    op_type: str
+    macs: int | None
+    params: int
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """What is in a model and what could be done with it."""
+
+    stats: ModelStats
+    could: tuple[Opportunity, ...]
+    nodes: tuple[NodeStats, ...] = ()

@@ -50,7 +50,9 @@ def feed_for(model: ir.Model, seed: int = 0, **dims: int) -> dict[str, np.ndarra
     return feed
 
 
-def outputs(model: ir.Model, feed: dict[str, np.ndarray], *, optimize: bool = True) -> list[np.ndarray]:
+def outputs(
+    model: ir.Model, feed: dict[str, np.ndarray], *, optimize: bool = True
+) -> list[np.ndarray]:
     """Run the model in ONNX Runtime."""
     return list(open_session(model, optimize=optimize).run(feed).values())
 

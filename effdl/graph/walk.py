@@ -33,6 +33,21 @@ def subgraphs_of(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attr.as_graphs()
 
 
+def interface(model: ir.Model) -> set[str]:
+    """Return ``input x: FLOAT[batch,3]`` for each input that must be fed, and the same of outputs.
+
+    An input that has an initializer is a default that few callers feed; it does not count.
+    """
+    inputs = [v for v in model.graph.inputs if not v.is_initializer()]
+    return {f"input {k} {_typed(v)}" for k, v in enumerate(inputs)} | {
+        f"output {k} {_typed(v)}" for k, v in enumerate(model.graph.outputs)
+    }
+
+
+def _typed(value: ir.Value) -> str:
+    return f"{value.name}: {value.type}{value.shape if value.shape is not None else ''}"
+
+
 def opset(model: ir.Model, domain: str = DEFAULT_DOMAIN) -> int:
     """Return the version of ``domain`` that the model imports, 0 when it does not."""
     imports = model.opset_imports

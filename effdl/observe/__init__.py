@@ -1,1 +1,1 @@
-"""TODO."""
+"""What calibration data shows about the tensors of a model."""

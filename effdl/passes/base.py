@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -25,6 +26,18 @@ class PassLog:
     touched: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: dict[str, float | str] = field(default_factory=dict)
+
+    def why_nothing(self) -> str:
+        """Return the commonest reason for leaving nodes alone, with its count."""
+        if not self.skipped:
+            return "nothing to do"
+        reasons = Counter(reason for _, reason in self.skipped)
+        reason, count = reasons.most_common(1)[0]
+        rest = len(self.skipped) - count
+        tail = f"; {rest} for other reasons" if rest else ""
+        return (
+            f"{count} left alone: {reason}{tail}" if count > 1 or rest else f"left alone: {reason}"
+        )
 
 
 @dataclass(frozen=True)

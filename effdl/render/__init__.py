@@ -1,1 +1,1 @@
-"""TODO."""
+"""The only code that prints."""

@@ -103,6 +103,12 @@ def open_session(
     keep: list[object] = []
     if isinstance(source, ir.Model):
         proto, weights = split_proto(source)
+        for name in [n for n in weights if _unused(source.graph.initializers[n])]:
+            # ONNX Runtime drops them first, then fails to find them.
+            del weights[name]
+            proto.graph.initializer.remove(
+                next(t for t in proto.graph.initializer if t.name == name)
+            )
         arrays = {name: np.ascontiguousarray(t.numpy()) for name, t in weights.items()}
         values = [ort.OrtValue.ortvalue_from_numpy(a) for a in arrays.values()]
         keep = [arrays, values]
@@ -121,6 +127,10 @@ def open_session(
             hint="see `effdl doctor`: a driver or library is missing",
         )
     return Session(raw, keep)
+
+
+def _unused(value: ir.Value) -> bool:
+    return not value.uses() and not value.is_graph_output() and not value.is_graph_input()
 
 
 def load_error(e: Exception) -> ModelError:

@@ -96,3 +96,15 @@ def check_available(target: Target) -> None:
         raise TargetError(
             f"{wanted} is not in this onnxruntime (it has {', '.join(available)})", hint=hint
         )
+
+
+def where_to_check(target: Target) -> tuple[Target, str]:
+    """Return the target that outputs are checked on and, if it is not the real one, why not.
+
+    A model for a device that is not here is checked on this machine's CPU and measured nowhere.
+    """
+    try:
+        check_available(target)
+    except TargetError as e:
+        return parse_target("cpu"), e.message
+    return target, ""

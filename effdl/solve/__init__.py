@@ -1,1 +1,1 @@
-"""TODO."""
+"""The mathematics of the passes: numpy in, numpy out, no ONNX."""

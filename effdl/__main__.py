@@ -1,0 +1,5 @@
+"""``python -m effdl``."""
+
+from effdl.cli.app import main
+
+main()

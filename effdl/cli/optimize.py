@@ -1,0 +1,109 @@
+"""``effdl optimize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from effdl.cli.options import Data, Dim, Json, Quiet, Seed, Threads, Verbose, parse_dims
+
+
+def optimize(
+    model: Annotated[str, typer.Argument(help="The model file; - reads it from stdin.")],
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-c", help="A preset (`effdl recipe list`) or a YAML file.")
+    ] = "lossless",
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="Where the result goes; - writes to stdout."),
+    ] = None,
+    data: Data = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="cpu, cuda or arm; the recipe's when not given.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change the recipe: passes.quantize_static.per_channel=false",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what each pass would touch; write nothing.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.json", help="Write the full report.")
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Drop a pass that fails its check and go on.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="A pass with nothing to do is an error.")
+    ] = False,
+    stop_after: Annotated[
+        int | None,
+        typer.Option("--stop-after", min=1, metavar="N", help="Run only the first N passes."),
+    ] = None,
+    save_after_each: Annotated[
+        Path | None,
+        typer.Option("--save-after-each", metavar="DIR", help="Keep the model of every pass."),
+    ] = None,
+    external_data: Annotated[
+        bool | None,
+        typer.Option("--external-data/--inline", help="Weights beside the model, or inside it."),
+    ] = None,
+    bench_seconds: Annotated[
+        float, typer.Option("--bench-seconds", min=0, help="Time to measure each model; 0: do not.")
+    ] = 3.0,
+    threads: Threads = 1,
+    dim: Dim = None,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a recipe over a model, check the result against the original, measure both, and save it.
+
+    The output appears only when it is complete and verified; an older file stays until then.
+    """
+    from effdl import api
+    from effdl.cli.pipes import model_in, model_out, write_text
+    from effdl.pipeline import RunOptions
+    from effdl.render import run as render
+    from effdl.render.console import print_json
+    from effdl.render.progress import live
+    from effdl.report import to_json
+
+    options = RunOptions(
+        dry_run=dry_run,
+        keep_going=keep_going,
+        strict=strict,
+        stop_after=stop_after,
+        save_after_each=save_after_each,
+        bench_seconds=bench_seconds,
+        threads=threads,
+        dims=parse_dims(dim),
+        seed=seed,
+        external=external_data,
+    )
+    with model_in(model) as source, model_out(output, json=json) as goal:
+        with live(quiet) as show:
+            result = api.optimize(
+                source,
+                recipe,
+                goal,
+                data=data,
+                target=target,
+                overrides=change or (),
+                options=options,
+                progress=show,
+            )
+        if report is not None:
+            write_text(report, to_json(result))
+    if json:
+        print_json(to_json(result))
+    elif not quiet:
+        render.print_run(result, verbose=verbose, to_stderr=output == "-")

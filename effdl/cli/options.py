@@ -1,0 +1,72 @@
+"""Options that mean the same thing in every command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from effdl.errors import UsageError
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FILE.npz",
+        help="Real inputs: one array per graph input, named as the input, first axis the samples.",
+    ),
+]
+Dim = Annotated[
+    list[str] | None,
+    typer.Option("--dim", metavar="NAME=N", help="Value of a dynamic dimension, such as batch=8."),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of random inputs.")]
+Threads = Annotated[
+    int, typer.Option("--threads", min=0, help="Intra-op threads; 0: ONNX Runtime's own choice.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress and no tables; errors only.")
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Every node touched or left alone; tracebacks.")
+]
+
+
+def parse_dims(pairs: list[str] | None) -> dict[str, int]:
+    """Read ``["batch=8"]`` as ``{"batch": 8}``.
+
+    Raises:
+        UsageError: not NAME=N with N at least 1.
+    """
+    dims = {}
+    for pair in pairs or []:
+        name, sign, number = pair.rpartition("=")
+        if not sign or not name or not number.isdigit() or int(number) < 1:
+            raise UsageError(
+                f"--dim {pair}: expected NAME=N with N at least 1", hint="--dim batch=8"
+            )
+        dims[name] = int(number)
+    return dims
+
+
+def parse_rtol(values: list[str] | None) -> float | dict[str, float] | None:
+    """Read ``["1e-3"]`` as 0.001 and ``["out0:1e-3"]`` as ``{"out0": 0.001}``."""
+    if not values:
+        return None
+    named = {}
+    for value in values:
+        name, sign, number = value.rpartition(":")
+        try:
+            tolerance = float(number)
+        except ValueError:
+            raise UsageError(
+                f"--rtol {value}: expected a number or OUTPUT:NUMBER", hint="--rtol logits:1e-3"
+            ) from None
+        if not sign:
+            if len(values) > 1:
+                raise UsageError("--rtol: give one number, or OUTPUT:NUMBER for each output")
+            return tolerance
+        named[name] = tolerance
+    return named

@@ -1,0 +1,289 @@
+"""Types and shapes of every value of a model, at any model size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import onnx
+import onnx_ir as ir
+
+from effdl.graph.dims import Dims, check_dims, dims_of
+from effdl.graph.dims import dynamic_dims as dynamic_dims
+from effdl.graph.proto import skeleton_proto
+from effdl.graph.shape_values import fold, graphs
+from effdl.graph.stand_ins import stand_in
+from effdl.graph.walk import is_op
+
+_ROUNDS = 40
+"""Inferences of one model: each may make a Shape constant that the next one needs."""
+Types = dict[str, tuple[int, Dims | None]]
+
+
+class Shapes:
+    """What is known about the values of one model; ``infer`` makes it.
+
+    Args:
+        known: type and shape by value.
+        branches: the If nodes whose condition does not depend on data, with the condition.
+        dims: the dynamic dimensions that were given a value.
+    """
+
+    def __init__(
+        self,
+        known: Mapping[ir.Value, tuple[ir.DataType | None, Dims | None]],
+        branches: Mapping[ir.Node, bool],
+        dims: Mapping[str, int],
+    ) -> None:
+        self._known = known
+        self._branches = branches
+        self.dims = dict(dims)
+
+    def of(self, value: ir.Value | None) -> Dims | None:
+        """Return the shape of ``value``: integers, names, None for unknown; None without a rank."""
+        if value is None:
+            return None
+        if value in self._known:
+            return self._known[value][1]
+        if value.const_value is not None:
+            return dims_of(ir.Shape(value.const_value.shape.numpy()))
+        return _pinned(dims_of(value.shape), self.dims)
+
+    def static(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        """Return the shape of ``value`` when every dimension is a number, else None."""
+        shape = self.of(value)
+        if shape is None or not all(isinstance(d, int) for d in shape):
+            return None
+        return tuple(d for d in shape if isinstance(d, int))
+
+    def dtype(self, value: ir.Value | None) -> ir.DataType | None:
+        """Return the element type of ``value``, None when unknown or no tensor."""
+        if value is None:
+            return None
+        found = self._known.get(value)
+        return found[0] if found is not None and found[0] is not None else value.dtype
+
+    def branch(self, node: ir.Node) -> bool | None:
+        """Return the condition of an If that follows from shapes and constants alone, else None."""
+        return self._branches.get(node)
+
+
+def infer(model: ir.Model, dims: Mapping[str, int] | None = None) -> Shapes:
+    """Infer types and shapes of all values, subgraphs included, without touching ``model``.
+
+    ONNX's own inference, repeated while shape arithmetic (Shape, Gather, Concat, ... on small
+    integers) can be computed; contrib operators are stood in for by standard ones of the same shape.
+    What an operator that nobody knows makes keeps the shape it is declared with. Values inside
+    functions keep what they declare.
+
+    Args:
+        model: the model.
+        dims: values of dynamic input dimensions, by name or as ``input:axis``.
+
+    Raises:
+        UsageError: ``dims`` names what the model does not have.
+    """
+    pinned = check_dims(model, dims)
+    twin = model.clone()
+    values = _name_uniquely(model, twin)
+    proto = skeleton_proto(twin)
+    _forget_declared(proto)
+    _pin(proto, model, pinned)
+    stand_in(proto)
+    types, conditions = _solve(proto, values, pinned)
+    symbols = {d for v in model.graph.inputs for d in dims_of(v.shape) or () if isinstance(d, str)}
+    known = {}
+    for name, value in values.items():
+        elem, shape = types.get(name, (0, None))
+        dtype = ir.DataType(elem) if elem else value.dtype
+        declared = _pinned(dims_of(value.shape), pinned)
+        known[value] = (dtype, _merge(_drop_symbols(shape, symbols), declared))
+    branches = {}
+    for name, condition in conditions.items():
+        node = values[name].producer()
+        if node is not None:
+            branches[node] = condition
+    return Shapes(known, branches, pinned)
+
+
+def infer_into(model: ir.Model) -> int:
+    """Write inferred types and shapes into the values of ``model`` and return how many gained some.
+
+    What is declared is never contradicted or weakened; graph inputs and outputs stay as they are.
+    """
+    shapes = infer(model)
+    fixed = {*model.graph.inputs, *model.graph.outputs}
+    changes = 0
+    for value, (dtype, inferred) in shapes._known.items():
+        if value in fixed or value.is_initializer():
+            continue
+        gained = False
+        if value.type is None and dtype is not None and inferred is not None:
+            value.type = ir.TensorType(dtype)
+            gained = True
+        declared = dims_of(value.shape)
+        merged = _merge(declared, inferred)
+        if merged is not None and merged != declared and value.type is not None:
+            value.shape = ir.Shape(merged)
+            gained = True
+        changes += gained
+    return changes
+
+
+def _name_uniquely(model: ir.Model, twin: ir.Model) -> dict[str, ir.Value]:
+    """Give every value of ``twin`` a name of its own; return the values of ``model`` by that name.
+
+    The branches of one If may use the same names, which makes a table by name ambiguous.
+    """
+    table: dict[str, ir.Value] = {}
+    for value, other in _value_pairs(model, twin):
+        if not value.name:
+            continue
+        name, k = value.name, 1
+        while name in table:
+            k += 1
+            name = f"{value.name}__{k}"
+        if name != other.name:
+            other.name = name
+        table[name] = value
+    return table
+
+
+def _value_pairs(model: ir.Model, twin: ir.Model) -> Iterator[tuple[ir.Value, ir.Value]]:
+    yield from zip(model.graph.inputs, twin.graph.inputs, strict=True)
+    initializers = (g.graph.initializers.values() for g in (model, twin))
+    optional = set(model.graph.inputs)
+    yield from ((a, b) for a, b in zip(*initializers, strict=True) if a not in optional)
+    for ours, theirs in zip(model.graph.subgraphs(), twin.graph.subgraphs(), strict=True):
+        yield from zip(ours.inputs, theirs.inputs, strict=True)
+        inner = (g.initializers.values() for g in (ours, theirs))
+        own = set(ours.inputs)
+        yield from ((a, b) for a, b in zip(*inner, strict=True) if a not in own)
+    for node, other in zip(model.graph.all_nodes(), twin.graph.all_nodes(), strict=True):
+        yield from zip(node.outputs, other.outputs, strict=True)
+
+
+def _forget_declared(proto: onnx.ModelProto) -> None:
+    """Drop declared shapes, but those of inputs: stale ones are common and would win."""
+    for graph in graphs(proto.graph):
+        del graph.value_info[:]
+        for output in graph.output:
+            if output.type.HasField("tensor_type"):
+                output.type.tensor_type.ClearField("shape")
+
+
+def _pin(proto: onnx.ModelProto, model: ir.Model, dims: Mapping[str, int]) -> None:
+    for graph in graphs(proto.graph):
+        for value in graph.input:
+            for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+                if dim.HasField("dim_value") and dim.dim_value < 0:
+                    dim.Clear()
+                number = dims.get(dim.dim_param)
+                if number is None and graph is proto.graph and not dim.HasField("dim_value"):
+                    number = dims.get(f"{value.name}:{axis}")
+                if number is not None:
+                    dim.dim_value = number
+
+
+def _pinned(shape: Dims | None, dims: Mapping[str, int]) -> Dims | None:
+    return None if shape is None else tuple(dims.get(d, d) if isinstance(d, str) else d for d in shape)
+
+
+def _solve(
+    proto: onnx.ModelProto, values: Mapping[str, ir.Value], dims: Mapping[str, int]
+) -> tuple[Types, dict[str, bool]]:
+    """Infer and fold by turns until nothing is gained."""
+    branches: dict[str, bool] = {}
+    types: Types = {}
+    seeded = False
+    for _ in range(_ROUNDS):
+        types = _infer_once(proto, types)
+        if fold(proto, types, branches):
+            continue
+        if seeded or not _seed(proto, types, values, dims):
+            break
+        seeded = True
+    return types, branches
+
+
+def _infer_once(proto: onnx.ModelProto, previous: Types) -> Types:
+    try:
+        result = onnx.shape_inference.infer_shapes(proto, data_prop=True, strict_mode=False)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return previous  # a graph ONNX cannot type: what is declared is all there is
+    types: Types = {}
+    for graph in graphs(result.graph):
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            if value.type.HasField("tensor_type"):
+                tensor = value.type.tensor_type
+                types[value.name] = (
+                    tensor.elem_type,
+                    _proto_dims(tensor) if tensor.HasField("shape") else None,
+                )
+        for constant in graph.initializer:
+            types[constant.name] = (constant.data_type, tuple(constant.dims))
+    return types
+
+
+def _proto_dims(tensor: onnx.TypeProto.Tensor) -> Dims:
+    return tuple(
+        d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim
+    )
+
+
+def _seed(
+    proto: onnx.ModelProto,
+    types: Types,
+    values: Mapping[str, ir.Value],
+    dims: Mapping[str, int],
+) -> bool:
+    """Declare what the model itself says about values that inference left open."""
+    seeds = []
+    for name, value in values.items():
+        declared = _pinned(dims_of(value.shape), dims)
+        _, found = types.get(name, (0, None))
+        if declared is None or value.dtype is None or name not in _open_names(found, name):
+            continue
+        shape = [d if isinstance(d, int) else None for d in _merge(found, declared) or ()]
+        info = onnx.helper.make_tensor_value_info(name, int(value.dtype), shape)
+        if any(isinstance(d, int) for d in declared):
+            seeds.append(info)
+    outputs = {o.name for g in graphs(proto.graph) for o in (*g.output, *g.input)}
+    seeds = [s for s in seeds if s.name not in outputs]
+    proto.graph.value_info.extend(seeds)
+    return bool(seeds)
+
+
+def _open_names(found: Dims | None, name: str) -> tuple[str, ...]:
+    complete = found is not None and all(isinstance(d, int) for d in found)
+    return () if complete else (name,)
+
+
+def _merge(first: Dims | None, second: Dims | None) -> Dims | None:
+    """Return what both shapes know; where they disagree the first is right."""
+    if first is None or second is None or len(first) != len(second):
+        return first if first is not None else second
+    return tuple(_merge_dim(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _merge_dim(first: int | str | None, second: int | str | None) -> int | str | None:
+    if isinstance(first, int):
+        return first
+    if isinstance(second, int):
+        return second
+    return first if first is not None else second
+
+
+def _drop_symbols(shape: Dims | None, symbols: set[str]) -> Dims | None:
+    """Forget the names that inference makes up for unknown dimensions."""
+    if shape is None:
+        return None
+    return tuple(d if isinstance(d, int) or d in symbols else None for d in shape)
+
+
+def constant_conditions(shapes: Shapes, model: ir.Model) -> dict[ir.Node, bool]:
+    """Return the If nodes of ``model`` that always take the same branch, with the condition."""
+    found = {}
+    for node in model.graph.all_nodes():
+        if is_op(node, "If") and (condition := shapes.branch(node)) is not None:
+            found[node] = condition
+    return found

@@ -1,0 +1,146 @@
+"""Checking a model against the one before it, on the same feeds, one session at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from effdl.data.feeds import Feed, Feeds
+from effdl.data.random import random_feeds, resolve_dims
+from effdl.errors import EffdlError, ModelError
+from effdl.measure.fidelity import compare_outputs, same
+from effdl.report import OutputError
+from effdl.runtime.session import Session, open_session
+from effdl.runtime.target import Target
+
+Outputs = list[dict[str, Any]]
+REAL_SAMPLES = 8
+"""Samples of the user's data that each check runs; random feeds are three."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found.
+
+    Args:
+        ok: equal within tolerance (lossless), or at least finite and of the same shapes (lossy).
+        error: relative L2 error of the worst output, None when outputs could not be compared.
+        reason: why not ok.
+        note: a remark on a check that passed.
+        errors: per output.
+        outputs: what the checked model gave; the reference of the next check once it is accepted.
+    """
+
+    ok: bool
+    error: float | None
+    reason: str
+    note: str = ""
+    errors: tuple[OutputError, ...] = ()
+    outputs: Outputs | None = None
+
+
+class Verifier:
+    """Holds feeds and the outputs of the last accepted model.
+
+    Args:
+        feeds: the inputs of every check.
+        target: where the models are run.
+    """
+
+    def __init__(self, model: ir.Model | Path, feeds: Feeds, target: Target) -> None:
+        self.feeds = feeds
+        self.target = target
+        self.reference = run_all(model, feeds, target)
+
+    def check(self, before: ir.Model, after: ir.Model | Path, *, lossy: bool) -> Verdict:
+        """Compare ``after`` with the last accepted outputs; ``before`` is opened only on doubt.
+
+        Args:
+            before: the model that gave those outputs.
+            after: the model to check.
+            lossy: whether a difference is allowed.
+        """
+        try:
+            outputs = run_all(after, self.feeds, self.target)
+        except ModelError as e:
+            return Verdict(False, None, f"the model no longer runs: {e.message}")
+        errors = compare_outputs(self.reference, outputs, casts=True)
+        error = max((e.rel_l2 for e in errors), default=0.0)
+        broken = next((e for e in errors if e.reason), None)
+        if broken is not None:
+            return Verdict(False, error, f"output '{broken.name}': {broken.reason}", "", errors)
+        if lossy or all(e.equal for e in errors):
+            return Verdict(True, error, "", "", errors, outputs)
+        worst = max(errors, key=lambda e: e.rel_l2)
+        reason = (
+            f"output '{worst.name}' changed: relative error {worst.rel_l2:.2g}, "
+            f"largest difference {worst.max_abs:.2g}"
+        )
+        if isinstance(after, ir.Model):
+            equal, report = same(before, after, self.feeds, target=self.target)
+            if equal:
+                return Verdict(True, error, "", "; ".join(report.notes), errors, outputs)
+        return Verdict(False, error, reason, "", errors)
+
+    def accept(self, verdict: Verdict) -> None:
+        """Make the outputs of a passed check the reference of the next one."""
+        if verdict.outputs is not None:
+            self.reference = verdict.outputs
+
+
+def run_all(model: ir.Model | Path, feeds: Feeds, target: Target) -> Outputs:
+    """Run every feed and return the outputs.
+
+    Raises:
+        ModelError: the model does not load or run.
+    """
+    session = open_session(model, target)
+    return [session.run(fit(feed, session)) for feed in feeds]
+
+
+def fit(feed: Mapping[str, np.ndarray[Any, Any]], session: Session) -> Feed:
+    """Return the arrays of ``feed`` that the session takes, floats cast to its precision."""
+    fitted: Feed = {}
+    for port in session.inputs:
+        if port.name not in feed:
+            continue
+        array = feed[port.name]
+        if port.dtype is not None and array.dtype.kind == "f" and port.dtype.kind == "f":
+            array = array.astype(port.dtype, copy=False)
+        fitted[port.name] = array
+    return fitted
+
+
+def verification_feeds(
+    model: ir.Model,
+    real: Feeds | None,
+    *,
+    dims: Mapping[str, int],
+    seed: int,
+    target: Target,
+) -> Feeds:
+    """Return the feeds that checks run: the user's samples if there are some, else random ones.
+
+    Random feeds include one with every dynamic dimension one larger than the others, so that a pass
+    that freezes a dimension is found out.
+
+    Raises:
+        ModelError: the model does not run at all.
+    """
+    if real is not None:
+        return real.first(REAL_SAMPLES)
+    feeds = random_feeds(model, dims=dims, seed=seed, count=2, target=target)
+    free = {k: v for k, v in resolve_dims(model, dims).items() if k not in dims}
+    if not free:
+        return feeds
+    larger = {**dims, **{k: v + 1 for k, v in free.items()}}
+    try:
+        other = random_feeds(model, dims=larger, seed=seed + 1, count=1, target=target)
+    except EffdlError:  # the model does not run at that size: nothing to learn from it
+        return feeds
+    return Feeds((*feeds.batches, *other.batches), feeds.source, feeds.real)

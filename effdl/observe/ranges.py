@@ -1,0 +1,182 @@
+"""What values the tensors of a model take on calibration data, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from effdl.data.feeds import Feed, Feeds, nbytes
+from effdl.graph.weights import Names
+from effdl.runtime.session import Session, open_session
+from effdl.runtime.target import parse_target
+from effdl.solve.ranges import Histogram
+
+BINS = 4096
+MAX_BYTES = 256 << 20
+"""Bytes of activations that one run may return."""
+_SAMPLES = 1 << 23
+"""Values per tensor that go into its histogram, over all feeds."""
+_LEAST_SAMPLES = 4096
+
+
+def collect(
+    model: ir.Model,
+    names: Sequence[str],
+    feeds: Feeds,
+    *,
+    threads: int = 0,
+    max_bytes: int = MAX_BYTES,
+) -> dict[str, Histogram]:
+    """Run the model over the feeds and return a histogram per float tensor of ``names``.
+
+    The activations of one feed are in memory at a time, and of them at most ``max_bytes`` (but at
+    least one tensor). Minimum and maximum are exact; the bins hold an evenly spaced subsample of
+    large tensors. A tensor that was not finite somewhere, or held nothing, is left out.
+
+    Args:
+        model: a float model; it is not changed.
+        names: values of its main graph: graph inputs or outputs of nodes.
+        feeds: calibration samples.
+        threads: intra-op threads, 0 for ONNX Runtime's choice.
+        max_bytes: see above.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load or run the model.
+    """
+    if not names or not len(feeds):
+        return {}
+    wanted = list(dict.fromkeys(names))
+    inputs = {v.name for v in model.graph.inputs}
+    computed = [n for n in wanted if n not in inputs]
+    running = {name: _Growing() for name in wanted}
+    per_feed = max(_LEAST_SAMPLES, _SAMPLES // len(feeds))
+    for name in (n for n in wanted if n in inputs):
+        for feed in feeds:
+            running[name].add(feed[name], per_feed)
+    for chunk in _chunks(model, computed, feeds, threads, max_bytes):
+        session = _session(model, chunk, threads)
+        for feed in feeds:
+            for name, array in _run(session, chunk, feed).items():
+                running[name].add(array, per_feed)
+        del session
+    done = {name: r.histogram() for name, r in running.items()}
+    return {name: h for name, h in done.items() if h is not None}
+
+
+class _Growing:
+    """A histogram whose range doubles when a value falls outside: one pass is enough."""
+
+    def __init__(self, bins: int = BINS) -> None:
+        self.counts = np.zeros(bins)
+        self.low = self.high = 0.0
+        self.minimum, self.maximum = math.inf, -math.inf
+        self.finite = True
+
+    def add(self, array: npt.NDArray[np.generic], samples: int) -> None:
+        flat = array.reshape(-1)
+        if not flat.size or not self.finite:
+            return
+        least, most = float(flat.min()), float(flat.max())
+        if not (math.isfinite(least) and math.isfinite(most)):
+            self.finite = False
+            return
+        self.minimum, self.maximum = min(self.minimum, least), max(self.maximum, most)
+        self._cover(least, most)
+        if flat.size > samples:
+            # An odd step does not fall in step with widths and channel counts, mostly even.
+            flat = flat[:: (flat.size // samples) | 1]
+        bins = self.counts.size
+        width = (self.high - self.low) / bins
+        position = (
+            (flat.astype(np.float64) - self.low) / width if width > 0 else np.zeros(flat.size)
+        )
+        index = np.clip(position.astype(np.int64), 0, bins - 1)
+        self.counts += np.bincount(index, minlength=bins)
+
+    def _cover(self, least: float, most: float) -> None:
+        """Double the range, merging bins in pairs, until it holds [least, most] and 0."""
+        least, most = min(least, 0.0), max(most, 0.0)
+        if self.low == self.high:
+            if least == most:
+                return  # nothing but zeros so far: they stay in the first bin
+            zeros = self.counts.sum()
+            self.low, self.high = least, most
+            self.counts[:] = 0
+            place = int(-least / (most - least) * self.counts.size)
+            self.counts[min(place, self.counts.size - 1)] = zeros
+            return
+        half = self.counts.size // 2
+        while self.low > least or self.high < most:
+            merged = self.counts.reshape(half, 2).sum(axis=1)
+            self.counts = np.zeros(2 * half)
+            if self.high < most:
+                self.counts[:half] = merged
+                self.high += self.high - self.low
+            else:
+                self.counts[half:] = merged
+                self.low -= self.high - self.low
+
+    def histogram(self) -> Histogram | None:
+        if not self.finite or not self.counts.any():
+            return None
+        return Histogram(self.counts, self.low, self.high, self.minimum, self.maximum)
+
+
+def _chunks(
+    model: ir.Model, names: Sequence[str], feeds: Feeds, threads: int, max_bytes: int
+) -> Iterator[list[str]]:
+    """Split ``names`` so that the arrays of each part fit into ``max_bytes``."""
+    if not names:
+        return
+    sizes = _sizes(model, names, max(feeds, key=nbytes), threads)
+    chunk: list[str] = []
+    used = 0
+    for name in names:
+        if chunk and used + sizes[name] > max_bytes:
+            yield chunk
+            chunk, used = [], 0
+        chunk.append(name)
+        used += sizes[name]
+    yield chunk
+
+
+def _sizes(model: ir.Model, names: Sequence[str], feed: Feed, threads: int) -> dict[str, int]:
+    """Bytes of each tensor on ``feed``; the model returns shapes instead of the tensors."""
+    copy = model.clone()
+    values = _values(copy)
+    fresh = Names(copy)
+    shapes = []
+    for name in names:
+        node = ir.node("Shape", [values[name]])
+        output = node.outputs[0]
+        output.name = fresh.fresh(f"{name}_shape")
+        output.type = ir.TensorType(ir.DataType.INT64)
+        copy.graph.append(node)
+        shapes.append(output)
+    copy.graph.outputs[:] = shapes
+    found = open_session(copy, parse_target("cpu", threads)).run(feed)
+    return {n: 4 * int(np.prod(found[s.name or ""])) for n, s in zip(names, shapes, strict=True)}
+
+
+def _session(model: ir.Model, names: Sequence[str], threads: int) -> Session:
+    """Open a copy of the model whose outputs are ``names``."""
+    copy = model.clone()
+    values = _values(copy)
+    for name in names:
+        if values[name].type is None:
+            values[name].type = ir.TensorType(ir.DataType.FLOAT)
+    copy.graph.outputs[:] = [values[n] for n in names]
+    return open_session(copy, parse_target("cpu", threads))
+
+
+def _run(session: Session, names: Sequence[str], feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
+    found = session.run(feed)
+    return {name: found[name] for name in names}
+
+
+def _values(model: ir.Model) -> dict[str, ir.Value]:
+    return {o.name or "": o for node in model.graph for o in node.outputs}

@@ -1,0 +1,154 @@
+"""The pass ``quantize_static``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import ClassVar
+
+import onnx_ir as ir
+from pydantic import Field
+
+from effdl.errors import DataError
+from effdl.graph.walk import is_op
+from effdl.observe.ranges import collect
+from effdl.passes.base import Context, NodePass
+from effdl.passes.quantize._format import Format, IntType, choose, decline
+from effdl.passes.quantize._grids import grids, quantized_values
+from effdl.passes.quantize._qdq import QDQWriter
+from effdl.passes.quantize._select import (
+    FOLLOWERS,
+    WEIGHTED,
+    Selection,
+    is_half,
+    is_quantized,
+    select,
+    without,
+)
+from effdl.solve.quantize import WeightMethod
+from effdl.solve.ranges import Histogram, Method, select_range
+
+
+class QuantizeStatic(NodePass):
+    """Compute convolutions and matrix products in 8-bit integers, with ranges from calibration data.
+
+    What it does: runs the model on the calibration data, chooses a range per activation, and writes
+    QuantizeLinear and DequantizeLinear pairs around Conv, MatMul and Gemm with constant weights, and
+    around the Add, Mul, Concat, pooling, Resize, Sigmoid and data-moving nodes between them, where
+    ONNX Runtime's 8-bit kernels take them up. Weights become int8 with one scale per output channel,
+    biases int32. The number types follow the target: uint8 activations with int8 weights on x86,
+    int8 with int8 on Arm. Relu and Clip disappear into the ranges.
+
+    When it helps: convolutional networks on CPUs with VNNI, AMX or Arm dot products, at a quarter of
+    the weight size. Fold batch norms first.
+
+    When it does not: on CUDA (the provider has no such kernels, the pass declines); where float
+    operations between the layers (SiLU variants, layer norms) force conversions back and forth; for
+    transformers quantize_dynamic is often better.
+
+    Example:
+        passes: [simplify, fold_batchnorm, {quantize_static: {calibration_method: mse}}]
+    """
+
+    lossy: ClassVar[bool] = True
+    needs_data: ClassVar[bool] = True
+    min_opset: ClassVar[int] = 13
+
+    calibration_method: Method = "mse"
+    """How a range is chosen: all values, a share of them, least divergence or least squared error."""
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    """Percent of the values that the range keeps, for calibration_method percentile."""
+    activation_type: IntType | None = None
+    """Integer type of activations; the target's own by default."""
+    weight_type: IntType = "int8"
+    """Integer type of weights; they are symmetric in both."""
+    symmetric_activations: bool = False
+    """Whether activations have the middle of the type as zero point."""
+    per_channel: bool = True
+    """Whether weights have one scale per output channel, or one for the tensor."""
+    reduce_range: bool | None = None
+    """Whether to keep weights small enough for 16-bit sums; by default where the target needs it."""
+    weight_method: WeightMethod = "absmax"
+    """How a weight scale is chosen: largest weight, or least squared error."""
+    op_types: tuple[str, ...] = (*WEIGHTED, *FOLLOWERS)
+    """Op types to quantize."""
+
+    def run(self, model: ir.Model, ctx: Context) -> int:
+        """Return the number of nodes that became 8-bit."""
+        form = self._format(ctx)
+        chosen = self._select(model, ctx, form)
+        if chosen is None or not chosen.nodes:
+            return 0
+        if ctx.feeds is None or not len(ctx.feeds):
+            raise DataError(
+                "quantize_static needs calibration data", hint="give data.calibration in the recipe"
+            )
+        names = [v.name or "" for v in quantized_values(chosen)]
+        seen = collect(model, names, ctx.feeds, threads=ctx.target.threads)
+        if len(seen) < len(names):
+            chosen = without(chosen, set(names) - set(seen), "a value is not finite on the data")
+        for node, reason in chosen.skipped:
+            ctx.skip(node, reason)
+        if not chosen.nodes:
+            return 0
+        self._write(model, ctx, form, chosen, seen)
+        return len(chosen.nodes)
+
+    def candidates(self, model: ir.Model, ctx: Context) -> list[str] | None:
+        """Names of the nodes that would become 8-bit."""
+        chosen = self._select(model, ctx, self._format(ctx))
+        return [] if chosen is None else [n.name or n.op_type for n in chosen.nodes]
+
+    def _format(self, ctx: Context) -> Format:
+        return choose(
+            ctx.target,
+            activation_type=self.activation_type,
+            weight_type=self.weight_type,
+            symmetric_activations=self.symmetric_activations,
+            reduce_range=self.reduce_range,
+        )
+
+    def _select(self, model: ir.Model, ctx: Context, form: Format) -> Selection | None:
+        reason = decline(ctx.target)
+        if not reason and is_quantized(model):
+            reason = "the model is quantized already"
+        if not reason and is_half(model):
+            reason = "the model is float16: quantize the float32 model instead"
+        if reason:
+            ctx.skip("model", reason)
+            return None
+        return select(
+            model,
+            self.selected,
+            self.op_types,
+            activations_from_zero=not form.symmetric_activations,
+        )
+
+    def _write(
+        self,
+        model: ir.Model,
+        ctx: Context,
+        form: Format,
+        chosen: Selection,
+        seen: Mapping[str, Histogram],
+    ) -> None:
+        ranges = {
+            v.name or "": select_range(
+                seen[v.name or ""],
+                self.calibration_method,
+                percentile=self.percentile,
+                symmetric=self.symmetric_activations,
+            )
+            for v in quantized_values(chosen)
+        }
+        writer = QDQWriter(model, form, self.per_channel, self.weight_method)
+        writer.write(chosen, grids(chosen, ranges, form))
+        for node in chosen.nodes:
+            ctx.touch(node, f"{node.op_type} in {form.activation_type}")
+        counts = Counter(n.op_type for n in chosen.nodes)
+        ctx.note("quantized", ", ".join(f"{k} {n}" for k, n in sorted(counts.items())))
+        ctx.note("weighted_layers", sum(is_op(n, *WEIGHTED) for n in chosen.nodes))
+        ctx.note("activation_type", form.activation_type)
+        ctx.note("weight_type", form.weight_type)
+        ctx.note("format_reason", form.reason)
+        ctx.note("calibration_method", self.calibration_method)

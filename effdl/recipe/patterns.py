@@ -1,0 +1,29 @@
+"""Node patterns of a step against a model."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from effdl.errors import RecipeError, nearest
+from effdl.graph.walk import all_nodes
+from effdl.passes.base import NodePass
+from effdl.recipe import Step
+
+
+def match_patterns(step: Step, *models: ir.Model) -> None:
+    """Refuse a node pattern of ``step`` that names nothing in any of ``models``.
+
+    Raises:
+        RecipeError: with the nearest node name or op type.
+    """
+    if not isinstance(step.pass_, NodePass):
+        return
+    for pattern in step.pass_.unmatched(models):
+        nodes = [n for m in models for n in all_nodes(m)]
+        names = {n.op_type for n in nodes} | {n.name for n in nodes if n.name}
+        hint = nearest(pattern, names)
+        if not hint.startswith("did you mean"):
+            hint = "effdl inspect MODEL --nodes lists the names"
+        raise RecipeError(
+            f"{step.name}: the pattern '{pattern}' matches no node", hint=hint, where=step.where
+        )

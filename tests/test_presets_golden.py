@@ -1,0 +1,60 @@
+"""Every preset over every sample model: what comes out is right, and smaller where it should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from effdl.data.npz import load_labels, load_npz
+
+import effdl
+from effdl.graph import io
+from effdl.measure.accuracy import evaluate
+from tests.support import SAMPLES
+
+PRESETS = sorted(p.stem for p in (Path(__file__).parent.parent / "configs").glob("*.yaml"))
+MODELS = ("digits_cnn", "digits_mlp", "digits_transformer")
+SMALLER = {  # preset -> largest allowed share of the file, zstd
+    "cnn-int8": 0.45,
+    "transformer-int8": 0.6,
+    "smallest-file": 0.4,
+    "fp16-cuda": 0.6,
+    "arm-int8": 0.45,
+    "lossless": 1.02,
+    "cnn-slim": 1.0,
+}
+
+
+def test_no_preset_is_forgotten() -> None:
+    assert set(PRESETS) == set(SMALLER)
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset(preset: str, model_name: str, tmp_path: Path) -> None:
+    source = SAMPLES / f"{model_name}.onnx"
+    goal = tmp_path / "o.onnx"
+    report = effdl.optimize(
+        source,
+        preset,
+        goal,
+        data=SAMPLES / f"{model_name}.calib.npz",
+        options=effdl.RunOptions(bench_seconds=0),
+    )
+    assert report.verified is not None
+    assert report.after.zstd_bytes is not None
+    assert report.before.zstd_bytes is not None
+    assert report.after.zstd_bytes <= SMALLER[preset] * report.before.zstd_bytes
+    test = SAMPLES / f"{model_name}.test.npz"
+    original = io.load(source)
+    labels = load_labels(test, "label")
+    feeds = load_npz(test, original)
+    before = evaluate(source, feeds, labels, "top1")
+    after = evaluate(goal, feeds, labels, "top1")
+    assert before > 0.97
+    allowed = 0.0 if preset == "lossless" else 0.02
+    assert after >= before - allowed - 1e-9
+    if preset == "lossless":
+        assert report.verified.equal
+        assert np.isclose(after, before)
