@@ -14,6 +14,7 @@ from effdl.data.feeds import Feeds
 from effdl.errors import CheckFailed, DataError, EffdlError, ModelError
 from effdl.graph import io
 from effdl.graph.clean import clean
+from effdl.graph.dims import known_dims
 from effdl.graph.walk import all_nodes, interface, opset
 from effdl.graph.weights import weight_tensors
 from effdl.measure.outcome import race, score
@@ -304,7 +305,7 @@ class _Run:
         feeds = verification_feeds(
             self.model,
             self.feeds,
-            dims={k: v for k, v in self.options.dims.items() if k in _dim_names(self.model)},
+            dims=known_dims(self.model, self.options.dims),
             seed=self.options.seed,
             target=self.check_target,
         )
@@ -427,9 +428,3 @@ class _Run:
             seconds=time.perf_counter() - self.started,
             warnings=tuple(self.warnings),
         )
-
-
-def _dim_names(model: ir.Model) -> set[str]:
-    from effdl.data.random import resolve_dims
-
-    return set(resolve_dims(model, {}))

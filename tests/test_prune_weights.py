@@ -218,7 +218,8 @@ def test_embeddings_only_when_named() -> None:
 
 
 def test_weights_in_constant_nodes_and_branches() -> None:
-    model = from_text("""<ir_version: 8, opset_import: ["": 17]>
+    model = from_text(
+        """<ir_version: 8, opset_import: ["": 17]>
     g (float[1,2] x, bool c) => (float[1,4] y)
       <float[2,4] V = {1,2,3,4,5,6,7,8}> {
       [if] y = If(c) <
@@ -228,7 +229,8 @@ def test_weights_in_constant_nodes_and_branches() -> None:
         },
         else_branch = e () => (float[1,4] v) { [me] v = MatMul(x, V) }
       >
-    }""")
+    }"""
+    )
     step = PruneWeights(min_size=1)
     changes, log = run_pass(step, model)
     assert changes == 2
@@ -239,6 +241,17 @@ def test_weights_in_constant_nodes_and_branches() -> None:
         np.testing.assert_array_equal(got, [want])
     changes, _ = run_pass(step, model)
     assert changes == 0
+
+
+def test_a_constant_becomes_an_initializer_in_old_formats() -> None:
+    model = from_text("""<ir_version: 3, opset_import: ["": 7]>
+    g (float[1,2] x) => (float[1,4] y) {
+      W = Constant<value = float[2,4] {8,7,6,5,4,3,2,1}>()
+      y = MatMul(x, W)
+    }""")
+    assert run_pass(PruneWeights(min_size=1), model)[0] == 1
+    got = outputs(model, {"x": np.array([[1, 1]], np.float32)})[0]
+    np.testing.assert_array_equal(got, [[8, 7, 6, 5]])
 
 
 def test_weights_inside_a_function_are_left() -> None:

@@ -21,9 +21,9 @@ def bench(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure models side by side on ONNX Runtime: latency, memory, size, and a verdict.
+    """Measure models side by side, with a verdict.
 
-    Runs are interleaved in alternating order in processes of their own, at ORT_ENABLE_ALL, so that
+    Latency with its spread, load time, peak memory and file size on ONNX Runtime. Runs are interleaved in alternating order in processes of their own, at ORT_ENABLE_ALL, so that
     noise hits all models alike. The verdict compares each model with the first.
     """
     from effdl import api

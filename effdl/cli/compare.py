@@ -27,7 +27,7 @@ def compare(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run two models on the same inputs: how far are their outputs apart?
+    """Tell how far the outputs of two models are apart.
 
     Exit code 0 when every output is within tolerance, 1 when one is not.
     """

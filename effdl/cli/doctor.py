@@ -6,7 +6,10 @@ from effdl.cli.options import Json
 
 
 def doctor(json: Json = False) -> None:
-    """Show versions, processor, providers, the number formats chosen for them, and what is wrong."""
+    """Show versions, processor, providers, and what is wrong.
+
+    Also the integer format that quantize_static chooses for this processor, and why.
+    """
     from effdl.render import doctor as render
     from effdl.render.console import print_json
     from effdl.report import to_json

@@ -16,9 +16,9 @@ def inspect(
     nodes: Annotated[bool, typer.Option("--nodes", help="List every node with its cost.")] = False,
     json: Json = False,
 ) -> None:
-    """Show what is in a model: ops, parameters, MACs, bytes, shapes, and what effdl could do with it.
+    """Show what is in a model, and what effdl could do.
 
-    Runs nothing: works on models with operators that this ONNX Runtime does not have.
+    Ops, parameters, MACs, bytes by dtype, opset and dynamic dimensions. Runs nothing: works on models with operators that this ONNX Runtime does not have.
     """
     from effdl import api
     from effdl.render import inspect as render

@@ -136,7 +136,7 @@ def merge_initializers(model: ir.Model, touch: Report) -> int:
 
 def _paths(root: ir.Graph) -> dict[ir.Graph, tuple[ir.Graph, ...]]:
     """Every graph of ``root`` with the graphs around it, outermost first, itself last."""
-    paths = {root: (root,)}
+    paths: dict[ir.Graph, tuple[ir.Graph, ...]] = {root: (root,)}
     todo = [root]
     while todo:
         graph = todo.pop(0)
@@ -231,8 +231,9 @@ def _by_graph(group: list[ir.Value]) -> list[list[ir.Value]]:
 
 def _common(group: list[ir.Value], paths: dict[ir.Graph, tuple[ir.Graph, ...]]) -> ir.Graph:
     chains = [paths[v.graph] for v in group if v.graph is not None]
-    common = [level[0] for level in zip(*chains, strict=False) if len(set(level)) == 1]
-    return common[-1]
+    common = [level for level in zip(*chains, strict=False) if len(set(level)) == 1]
+    graph: ir.Graph = common[-1][0]
+    return graph
 
 
 def _lift(model: ir.Model, value: ir.Value, home: ir.Graph) -> ir.Value:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from effdl.errors import UsageError, nearest
 from effdl.graph.walk import int_attr, is_op
-from effdl.graph.weights import with_initial_values
+from effdl.graph.weights import scalar, with_initial_values
 
 Dims = tuple[int | str | None, ...]
 """A shape: integers for fixed dimensions, names or None for dynamic ones."""
@@ -84,21 +86,34 @@ def check_dims(model: ir.Model, dims: Mapping[str, int] | None) -> dict[str, int
     Raises:
         UsageError: a name that the model does not have, a fixed dimension, or a value below 1.
     """
-    known: dict[str, str] = {}
-    for name, value, axis in input_dims(model):
-        known[name] = name
-        known.setdefault(f"{value.name}:{axis}", name)
+    known = _spellings(model)
     checked: dict[str, int] = {}
     for name, number in (dims or {}).items():
         if name not in known:
             raise _unknown_dim(model, name)
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise UsageError(f"dimension '{name}' must be a whole number of at least 1, not {number}")
+            raise UsageError(
+                f"dimension '{name}' must be a whole number of at least 1, not {number}"
+            )
         if checked.setdefault(known[name], number) != number:
             raise UsageError(
                 f"dimension '{known[name]}' is given two values, {checked[known[name]]} and {number}"
             )
     return checked
+
+
+def known_dims(model: ir.Model, dims: Mapping[str, int] | None) -> dict[str, int]:
+    """Return those of ``dims`` that name a dynamic dimension of the model, see ``check_dims``."""
+    known = _spellings(model)
+    return check_dims(model, {k: v for k, v in (dims or {}).items() if k in known})
+
+
+def _spellings(model: ir.Model) -> dict[str, str]:
+    known: dict[str, str] = {}
+    for name, value, axis in input_dims(model):
+        known[name] = name
+        known.setdefault(f"{value.name}:{axis}", name)
+    return known
 
 
 def _unknown_dim(model: ir.Model, name: str) -> UsageError:
@@ -153,7 +168,7 @@ def _ladders(model: ir.Model) -> dict[str, tuple[int, ...]]:
     best: dict[str, tuple[int, tuple[int, ...]]] = {}
     for name, value, axis in input_dims(model):
         shape = dims_of(value.shape) or ()
-        forced = _forced(value, axis)
+        forced = _forced(value, axis, len(shape))
         if forced is not None:
             found: tuple[int, tuple[int, ...]] = (0, (forced,))
         elif (ladder := _by_name(name, value.name or "")) is not None:
@@ -202,12 +217,11 @@ def _by_place_in_image(shape: Dims, axis: int) -> tuple[int, ...]:
     return SEQUENCE if len(fixed) == 2 else IMAGE
 
 
-def _forced(value: ir.Value, axis: int) -> int | None:
+def _forced(value: ir.Value, axis: int, rank: int) -> int | None:
     """Return the size that the weight of a user of ``value`` demands, None when none does."""
-    rank = len(value.shape or ())
     for node, index in value.uses():
         if is_op(node, *_SAME_SHAPE) and index == 0:
-            size = _forced(node.outputs[0], axis)
+            size = _forced(node.outputs[0], axis, rank)
         else:
             size = _demand(node, index, axis, rank)
         if size is not None:
@@ -235,3 +249,45 @@ def _demand(node: ir.Node, index: int, axis: int, rank: int) -> int | None:
     elif is_op(node, "MatMul") and rank >= 1 and axis == rank - 1 and len(weight) >= 2:
         size = weight[-2]
     return size if isinstance(size, int) else None
+
+
+def selector_values(model: ir.Model) -> dict[str, int]:
+    """Return the integer inputs that the graph compares with a constant, with that constant.
+
+    An input such as the sampling rate chooses a branch: any other number runs none of them as meant.
+    """
+    found = {}
+    for value in model_inputs(model):
+        if value.dtype is not None and value.dtype.is_integer():
+            chosen = _compared_with(value)
+            if chosen is not None:
+                found[value.name or ""] = chosen
+    return found
+
+
+def _compared_with(value: ir.Value) -> int | None:
+    for node, index in value.uses():
+        if is_op(node, "Equal"):
+            constant = scalar(node.inputs[1 - index])
+            if constant is not None:
+                return int(constant)
+        elif is_op(node, "Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape") and index == 0:
+            constant = _compared_with(node.outputs[0])
+            if constant is not None:
+                return constant
+    return None
+
+
+def selector_arrays(model: ir.Model, dims: Mapping[str, int]) -> dict[str, npt.NDArray[np.generic]]:
+    """Return ``selector_values`` as arrays in the inputs' shapes, where these are small and known."""
+    arrays = {}
+    chosen = selector_values(model)
+    for value in model_inputs(model):
+        if value.name in chosen and value.dtype is not None:
+            shape = [
+                d if isinstance(d, int) else dims.get(d or f"{value.name}:{axis}", 0)
+                for axis, d in enumerate(dims_of(value.shape) or ())
+            ]
+            if 0 < np.prod(shape) <= 64:
+                arrays[value.name] = np.full(shape, chosen[value.name], value.dtype.numpy())
+    return arrays

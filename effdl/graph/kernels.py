@@ -123,7 +123,7 @@ def _model(
             graph.input.append(onnx.helper.make_tensor_value_info(f"i{k}", int(dtype), None))
     graph.output.extend(onnx.ValueInfoProto(name=o) for o in inner.output if o)
     model = onnx.ModelProto(graph=graph, ir_version=10)
-    for domain in sorted({"", node.domain} & {*opsets, ""} | {node.domain}):
+    for domain in sorted({"", "" if node.domain == "ai.onnx" else node.domain}):
         version = opsets.get(domain, opsets.get("ai.onnx", 1) if domain == "" else 1)
         model.opset_import.append(onnx.helper.make_opsetid(domain, version))
     return model
@@ -152,8 +152,15 @@ def _output_bytes(proto: onnx.ModelProto, inputs: Sequence[Array | None]) -> int
         if not tensor.HasField("shape") or not all(d.HasField("dim_value") for d in tensor.shape.dim):
             return None
         count = prod(d.dim_value for d in tensor.shape.dim)
-        total += int(count * max(1, ir.DataType(tensor.elem_type).itemsize or 1))
+        total += count * _item_bytes(tensor.elem_type)
     return total
+
+
+def _item_bytes(elem_type: int) -> int:
+    dtype = ir.DataType(elem_type)
+    if dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED):
+        return 16
+    return -(-dtype.bitwidth // 8)
 
 
 def _short(e: Exception) -> str:

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping
 import onnx
 import onnx_ir as ir
 
-from effdl.graph.dims import Dims, check_dims, dims_of
-from effdl.graph.dims import dynamic_dims as dynamic_dims
+from effdl.graph.dims import Dims, check_dims, dims_of, dynamic_dims
 from effdl.graph.proto import skeleton_proto
-from effdl.graph.shape_values import fold, graphs
+from effdl.graph.shape_values import Array, fold, graphs
 from effdl.graph.stand_ins import stand_in
-from effdl.graph.walk import is_op
 
+__all__ = ["Shapes", "dynamic_dims", "infer", "infer_into"]
 _ROUNDS = 40
 """Inferences of one model: each may make a Shape constant that the next one needs."""
 Types = dict[str, tuple[int, Dims | None]]
@@ -67,7 +66,11 @@ class Shapes:
         return self._branches.get(node)
 
 
-def infer(model: ir.Model, dims: Mapping[str, int] | None = None) -> Shapes:
+def infer(
+    model: ir.Model,
+    dims: Mapping[str, int] | None = None,
+    values: Mapping[str, Array] | None = None,
+) -> Shapes:
     """Infer types and shapes of all values, subgraphs included, without touching ``model``.
 
     ONNX's own inference, repeated while shape arithmetic (Shape, Gather, Concat, ... on small
@@ -78,28 +81,29 @@ def infer(model: ir.Model, dims: Mapping[str, int] | None = None) -> Shapes:
     Args:
         model: the model.
         dims: values of dynamic input dimensions, by name or as ``input:axis``.
+        values: what small inputs are assumed to hold, such as the mode an If asks for.
 
     Raises:
         UsageError: ``dims`` names what the model does not have.
     """
     pinned = check_dims(model, dims)
     twin = model.clone()
-    values = _name_uniquely(model, twin)
+    table = _name_uniquely(model, twin)
     proto = skeleton_proto(twin)
     _forget_declared(proto)
     _pin(proto, model, pinned)
     stand_in(proto)
-    types, conditions = _solve(proto, values, pinned)
+    types, conditions = _solve(proto, table, pinned, values or {})
     symbols = {d for v in model.graph.inputs for d in dims_of(v.shape) or () if isinstance(d, str)}
     known = {}
-    for name, value in values.items():
+    for name, value in table.items():
         elem, shape = types.get(name, (0, None))
         dtype = ir.DataType(elem) if elem else value.dtype
         declared = _pinned(dims_of(value.shape), pinned)
         known[value] = (dtype, _merge(_drop_symbols(shape, symbols), declared))
     branches = {}
     for name, condition in conditions.items():
-        node = values[name].producer()
+        node = table[name].producer()
         if node is not None:
             branches[node] = condition
     return Shapes(known, branches, pinned)
@@ -185,11 +189,16 @@ def _pin(proto: onnx.ModelProto, model: ir.Model, dims: Mapping[str, int]) -> No
 
 
 def _pinned(shape: Dims | None, dims: Mapping[str, int]) -> Dims | None:
-    return None if shape is None else tuple(dims.get(d, d) if isinstance(d, str) else d for d in shape)
+    return (
+        None if shape is None else tuple(dims.get(d, d) if isinstance(d, str) else d for d in shape)
+    )
 
 
 def _solve(
-    proto: onnx.ModelProto, values: Mapping[str, ir.Value], dims: Mapping[str, int]
+    proto: onnx.ModelProto,
+    table: Mapping[str, ir.Value],
+    dims: Mapping[str, int],
+    values: Mapping[str, Array],
 ) -> tuple[Types, dict[str, bool]]:
     """Infer and fold by turns until nothing is gained."""
     branches: dict[str, bool] = {}
@@ -197,9 +206,9 @@ def _solve(
     seeded = False
     for _ in range(_ROUNDS):
         types = _infer_once(proto, types)
-        if fold(proto, types, branches):
+        if fold(proto, types, branches, values):
             continue
-        if seeded or not _seed(proto, types, values, dims):
+        if seeded or not _seed(proto, types, table, dims):
             break
         seeded = True
     return types, branches
@@ -233,29 +242,26 @@ def _proto_dims(tensor: onnx.TypeProto.Tensor) -> Dims:
 def _seed(
     proto: onnx.ModelProto,
     types: Types,
-    values: Mapping[str, ir.Value],
+    table: Mapping[str, ir.Value],
     dims: Mapping[str, int],
 ) -> bool:
     """Declare what the model itself says about values that inference left open."""
-    seeds = []
-    for name, value in values.items():
-        declared = _pinned(dims_of(value.shape), dims)
-        _, found = types.get(name, (0, None))
-        if declared is None or value.dtype is None or name not in _open_names(found, name):
-            continue
-        shape = [d if isinstance(d, int) else None for d in _merge(found, declared) or ()]
-        info = onnx.helper.make_tensor_value_info(name, int(value.dtype), shape)
-        if any(isinstance(d, int) for d in declared):
-            seeds.append(info)
-    outputs = {o.name for g in graphs(proto.graph) for o in (*g.output, *g.input)}
-    seeds = [s for s in seeds if s.name not in outputs]
-    proto.graph.value_info.extend(seeds)
-    return bool(seeds)
-
-
-def _open_names(found: Dims | None, name: str) -> tuple[str, ...]:
-    complete = found is not None and all(isinstance(d, int) for d in found)
-    return () if complete else (name,)
+    seeded = False
+    for graph in graphs(proto.graph):
+        outputs = {o.name for o in graph.output}
+        for name in (o for node in graph.node for o in node.output):
+            value = table.get(name)
+            if value is None or name in outputs:
+                continue
+            found = types.get(name, (0, None))[1]
+            declared = _pinned(dims_of(value.shape), dims)
+            merged = _merge(found, declared)
+            if merged != found and merged is not None and value.dtype is not None:
+                shape = [d if isinstance(d, int) else None for d in merged]
+                info = onnx.helper.make_tensor_value_info(name, int(value.dtype), shape)
+                graph.value_info.append(info)
+                seeded = True
+    return seeded
 
 
 def _merge(first: Dims | None, second: Dims | None) -> Dims | None:
@@ -278,12 +284,3 @@ def _drop_symbols(shape: Dims | None, symbols: set[str]) -> Dims | None:
     if shape is None:
         return None
     return tuple(d if isinstance(d, int) or d in symbols else None for d in shape)
-
-
-def constant_conditions(shapes: Shapes, model: ir.Model) -> dict[ir.Node, bool]:
-    """Return the If nodes of ``model`` that always take the same branch, with the condition."""
-    found = {}
-    for node in model.graph.all_nodes():
-        if is_op(node, "If") and (condition := shapes.branch(node)) is not None:
-            found[node] = condition
-    return found

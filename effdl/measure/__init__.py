@@ -1,1 +1,1 @@
-"""TODO."""
+"""Measuring: how fast, how large, how accurate, how far from the original."""

@@ -96,6 +96,7 @@ def bench(
             min_runs=min_runs,
             seed=seed,
             same_work=_same_shapes(used),
+            same_cpu=threads == 1 and target.device != "cuda",
             progress=say,
         )
         memory = [worker.ask("stats") for worker in workers]
@@ -121,8 +122,10 @@ def bench(
 class Worker(Protocol):
     """What ``interleave`` needs of a worker."""
 
-    def block(self, *, runs: int = 0, min_ms: float = 0.0, start: int = 0) -> list[int]:
-        """Return times of single inferences in ns."""
+    def block(
+        self, *, runs: int = 0, min_ms: float = 0.0, start: int = 0, cpu: int | None = None
+    ) -> tuple[list[int], int | None]:
+        """Return times of single inferences in ns, and the processor they ran on."""
 
 
 @dataclass
@@ -145,6 +148,7 @@ def interleave(
     min_runs: int,
     seed: int,
     same_work: bool = True,
+    same_cpu: bool = False,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
@@ -157,6 +161,8 @@ def interleave(
         seed: of the order.
         same_work: all feeds have the same shapes. If not, every worker runs the same feeds in a
             round, so that block times can be compared.
+        same_cpu: within a round all workers run on the processor that the first one was given. Of
+            two processors one may be slower for seconds, by what a neighbour of the machine does.
         progress: as in ``bench``.
         clock: seconds.
     """
@@ -177,8 +183,11 @@ def interleave(
     orders = _orders(len(workers), np.random.default_rng(seed))
     begin, budget, done = clock(), seconds * len(workers), 0
     while done < rounds or done % 2 or clock() - begin < budget:
+        cpu: int | None = None
         for k in next(orders):
-            timing.blocks[k].append(workers[k].block(runs=runs[k], start=done * runs[k]))
+            times, at = workers[k].block(runs=runs[k], start=done * runs[k], cpu=cpu)
+            timing.blocks[k].append(times)
+            cpu = at if same_cpu else None
         done += 1
         say("measure", min(1.0, (clock() - begin) / budget, done / rounds))
     return timing
@@ -191,7 +200,7 @@ def _warm_up(
     begin = clock()
     seen: list[float] = []
     while True:
-        seen.append(verdict.block_time(worker.block(min_ms=block_ms)) / 1e6)
+        seen.append(verdict.block_time(worker.block(min_ms=block_ms)[0]) / 1e6)
         last = seen[-3:]
         if len(last) == 3 and max(last) <= min(last) * (1 + _SETTLED):
             return max(last[-1], 1e-6), True
@@ -341,8 +350,8 @@ def _check_options(
         raise UsageError("no model to measure")
     if threads < 0:
         raise UsageError(f"threads must be 0 or more, not {threads}")
-    if not seconds > 0:
-        raise UsageError(f"seconds must be more than 0, not {seconds}")
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"seconds must be a number above 0, not {seconds}")
     if min_runs < 1:
         raise UsageError(f"min_runs must be 1 or more, not {min_runs}")
     if len(feeds) == 0:

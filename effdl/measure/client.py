@@ -92,10 +92,12 @@ class WorkerProcess:
             raise self._refusal(str(answer["error"]), str(answer["message"]))
         return answer
 
-    def block(self, *, runs: int = 0, min_ms: float = 0.0, start: int = 0) -> list[int]:
-        """Return times of single inferences in ns; see the worker."""
-        times: list[int] = self.ask("block", runs=runs, min_ms=min_ms, start=start)["ns"]
-        return times
+    def block(
+        self, *, runs: int = 0, min_ms: float = 0.0, start: int = 0, cpu: int | None = None
+    ) -> tuple[list[int], int | None]:
+        """Return times of single inferences in ns, and the processor they ran on; see the worker."""
+        answer = self.ask("block", runs=runs, min_ms=min_ms, start=start, cpu=cpu)
+        return answer["ns"], answer["cpu"]
 
     def _refusal(self, kind: str, message: str) -> EffdlError:
         match kind:

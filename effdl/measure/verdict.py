@@ -20,8 +20,10 @@ Floats = npt.NDArray[np.floating[Any]]
 MIN_EFFECT = 0.01
 """No difference below this is called one: two processes of the same model differ by about as much."""
 TOO_WIDE = 0.10
-"""An interval that reaches further than this from 1, without excluding it, says nothing."""
+"""An undecided interval, or a noise floor, that reaches further than this from 1 says nothing."""
 _RESAMPLES = 2000
+_FEW = 9
+"""Of fewer values than this the range itself bounds the median with about 95 %; resampling is too sure."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def judge(ratio: Ratio, floor: float) -> str:
         return "faster"
     if beyond and ratio.high < 1:
         return "slower"
-    reach = max(-np.log(ratio.low), np.log(ratio.high))
+    reach = max(-np.log(ratio.low), np.log(ratio.high), np.log1p(floor))
     return "noisy" if reach > np.log1p(TOO_WIDE) else "same"
 
 
@@ -105,6 +107,8 @@ def sentence(word: str, ratio: Ratio) -> str:
 
 def _bootstrap_median(values: Floats, seed: int) -> tuple[float, float]:
     """2.5th and 97.5th percentile of the median of resampled values (Efron 1979)."""
+    if len(values) < _FEW:
+        return float(values.min()), float(values.max())
     rng = np.random.default_rng(seed)
     medians = np.empty(_RESAMPLES)
     rows = max(1, 2_000_000 // max(len(values), 1))

@@ -5,7 +5,7 @@ can be sent to another machine. Commands, each one line with the key ``do``:
 
     hello                                       versions, process id, available providers
     load   model, providers, threads, feeds     opens the session and runs the first feed once
-    block  runs or min_ms, start                times of single inferences in ns
+    block  runs or min_ms, start, cpu           times of single inferences in ns
     stats                                       peak resident memory
     quit
 
@@ -71,6 +71,15 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def this_cpu() -> int | None:
+    """Return the number of the processor this thread runs on, None where that is not told."""
+    try:
+        with open("/proc/self/stat") as f:
+            return int(f.read().rsplit(")", 1)[1].split()[36])
+    except OSError:
+        return None
+
+
 def session_options(threads: int) -> ort.SessionOptions:
     """Return the options of every measured session; ``threads`` 0 is ONNX Runtime's own choice."""
     options = ort.SessionOptions()
@@ -83,6 +92,17 @@ def session_options(threads: int) -> ort.SessionOptions:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
+
+
+def pin(cpu: int) -> set[int] | None:
+    """Keep this thread on one processor; returns where it could run before, None if not pinned."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    allowed = os.sched_getaffinity(0)
+    if cpu not in allowed:
+        return None
+    os.sched_setaffinity(0, {cpu})
+    return allowed
 
 
 def read_feeds(files: list[dict[str, Any]]) -> list[dict[str, np.ndarray[Any, Any]]]:
@@ -183,12 +203,20 @@ class Worker:
             "peak_reset": reset,
         }
 
-    def block(self, runs: int = 0, min_ms: float = 0.0, start: int = 0) -> dict[str, Any]:
+    def block(
+        self, runs: int = 0, min_ms: float = 0.0, start: int = 0, cpu: int | None = None
+    ) -> dict[str, Any]:
         """Time single inferences: ``runs`` of them, or as many as fill ``min_ms`` (at least one).
 
-        The first takes feed number ``start`` (modulo their number), the next the one after it.
+        The first takes feed number ``start`` (modulo their number), the next the one after it. With
+        ``cpu`` the calling thread stays on that processor meanwhile, if the system lets it.
         """
-        return {"ns": self._times(runs, min_ms, start)}
+        allowed = pin(cpu) if cpu is not None else None
+        try:
+            return {"ns": self._times(runs, min_ms, start), "cpu": this_cpu()}
+        finally:
+            if allowed is not None:
+                os.sched_setaffinity(0, allowed)
 
     def stats(self) -> dict[str, Any]:
         """Return the peak of resident memory so far, and what it was before the model came."""

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from effdl.graph.dims import Dims
+from effdl.graph.shapes import Shapes
 from effdl.graph.walk import int_attr, ints_attr, is_op
 from effdl.graph.weights import constant_tensor
 
@@ -48,7 +50,7 @@ class Split:
         macs: multiply-accumulates of the layer; ``per_rank`` those of the two parts for each rank.
         first, second: the two parts.
         weights: turns left [rows, r] and right [r, columns] into the weights of both parts.
-        hidden: the shape between the parts with None for the rank, None when unknown.
+        hidden: the shape between the parts, None when unknown; its axis ``axis`` holds the rank.
     """
 
     how: str
@@ -58,7 +60,8 @@ class Split:
     first: Part
     second: Part
     weights: Build
-    hidden: tuple[int | ir.SymbolicDim | None, ...] | None
+    hidden: Dims | None
+    axis: int
 
     @property
     def side(self) -> int:
@@ -88,47 +91,42 @@ def refusal(node: ir.Node, tensor: ir.TensorProtocol) -> str:
     return ""
 
 
-def splits(node: ir.Node, weight: Array) -> list[Split]:
-    """Return the ways to split ``node``, the best one first where they cost the same."""
+def splits(node: ir.Node, weight: Array, shapes: Shapes) -> list[Split]:
+    """Return the ways to split ``node``, the better one first where they cost the same."""
     if is_op(node, "Conv"):
-        return _conv_splits(node, weight)
+        return _conv_splits(node, weight, shapes)
     if is_op(node, "Gemm"):
-        return [_gemm_split(node, weight)]
-    return [_matmul_split(node, weight)]
+        return [_gemm_split(node, weight, shapes)]
+    return [_matmul_split(node, weight, shapes)]
 
 
-def _matmul_split(node: ir.Node, weight: Array) -> Split:
+def _matmul_split(node: ir.Node, weight: Array, shapes: Shapes) -> Split:
     index = weight_index(node)
     x = node.inputs[1 - index]
-    dims = _dims(x)
+    dims = shapes.of(x)
     rows, columns = weight.shape
-    if index == 1:
-        order: tuple[ir.Value | str | None, ...] = (x, WEIGHT)
-        then: tuple[ir.Value | str | None, ...] = (HIDDEN, WEIGHT)
-        hidden = None if not dims else (*dims[:-1], None)
-        positions = _product(dims[:-1])
-    else:
-        order, then = (WEIGHT, x), (WEIGHT, HIDDEN)
-        hidden = None if not dims else ((*dims[:-2], None, dims[-1]) if len(dims) > 1 else (None,))
-        positions = _product((*dims[:-2], *dims[-1:]) if len(dims) > 1 else ())
+    axis = -1 if index == 1 or (dims is not None and len(dims) == 1) else -2
+    positions = _product(_without(dims, axis))
+    behind = index == 1  # x @ weight, not weight @ x
     return Split(
         "two MatMuls",
         weight,
         rows * columns * positions,
         (rows + columns) * positions,
-        Part("MatMul", order, {}),
-        Part("MatMul", then, {}),
-        (lambda left, right: (left, right)) if index == 1 else (lambda left, right: (right, left)),
-        hidden,
+        Part("MatMul", (x, WEIGHT) if behind else (WEIGHT, x), {}),
+        Part("MatMul", (HIDDEN, WEIGHT) if behind else (WEIGHT, HIDDEN), {}),
+        (lambda left, right: (left, right)) if behind else (lambda left, right: (right, left)),
+        dims,
+        axis,
     )
 
 
-def _gemm_split(node: ir.Node, weight: Array) -> Split:
+def _gemm_split(node: ir.Node, weight: Array, shapes: Shapes) -> Split:
     transposed = int_attr(node, "transB", 0)
     matrix = weight.T if transposed else weight
-    dims = _dims(node.inputs[0])
+    dims = shapes.of(node.inputs[0])
     inputs, outputs = matrix.shape
-    positions = _product(dims[:-1])
+    positions = _product(_without(dims, -1))
     return Split(
         "MatMul and Gemm",
         matrix,
@@ -137,11 +135,12 @@ def _gemm_split(node: ir.Node, weight: Array) -> Split:
         Part("MatMul", (node.inputs[0], WEIGHT), {}),
         Part("Gemm", (HIDDEN, WEIGHT, *node.inputs[2:]), dict(node.attributes)),
         lambda left, right: (left, right.T if transposed else right),
-        (*dims[:-1], None) if dims else None,
+        dims,
+        -1,
     )
 
 
-def _conv_splits(node: ir.Node, weight: Array) -> list[Split]:
+def _conv_splits(node: ir.Node, weight: Array, shapes: Shapes) -> list[Split]:
     """Return the kernel first and 1x1 after it, then 1x1 first and the kernel after it.
 
     Padding adds zeros, which a 1x1 convolution without bias leaves zero: both are exact at full rank.
@@ -149,7 +148,7 @@ def _conv_splits(node: ir.Node, weight: Array) -> list[Split]:
     outputs, inputs, *kernel = weight.shape
     size = math.prod(kernel)
     ones = (1,) * len(kernel)
-    x, y = _dims(node.inputs[0]), _dims(node.outputs[0])
+    x, y = shapes.of(node.inputs[0]), shapes.of(node.outputs[0])
     p_in, p_out = _conv_positions(node, x, y, len(kernel))
     point = {"kernel_shape": ir.AttrInt64s("kernel_shape", ones)}
     whole = dict(node.attributes)
@@ -166,7 +165,8 @@ def _conv_splits(node: ir.Node, weight: Array) -> list[Split]:
             right.reshape(-1, inputs, *kernel),
             left.reshape(outputs, -1, *ones),
         ),
-        (y[0], None, *y[2:]) if y else None,
+        y,
+        1,
     )
     point_first = Split(
         "1x1 before the kernel",
@@ -179,30 +179,27 @@ def _conv_splits(node: ir.Node, weight: Array) -> list[Split]:
             left.T.reshape(-1, inputs, *ones),
             np.moveaxis(right.reshape(-1, outputs, *kernel), 0, 1),
         ),
-        (x[0], None, *x[2:]) if x else None,
+        x,
+        1,
     )
     return [kernel_first, point_first] if size > 1 else [kernel_first]
 
 
-def _conv_positions(
-    node: ir.Node,
-    x: tuple[int | ir.SymbolicDim, ...],
-    y: tuple[int | ir.SymbolicDim, ...],
-    spatial: int,
-) -> tuple[int, int]:
+def _conv_positions(node: ir.Node, x: Dims | None, y: Dims | None, spatial: int) -> tuple[int, int]:
     """Return positions of input and output; where unknown, one output and its share of the input."""
-    batch = _product(y[:1])
-    known = len(x) == len(y) == spatial + 2
-    if known and all(isinstance(d, int) for d in (*x[2:], *y[2:])):
+    batch = _product(x[:1] if x else ())
+    if x and y and all(isinstance(d, int) for d in (*x[2:], *y[2:])):
         return batch * _product(x[2:]), batch * _product(y[2:])
-    strides = math.prod(ints_attr(node, "strides", (1,) * spatial))
-    return batch * strides, batch
+    return batch * math.prod(ints_attr(node, "strides", (1,) * spatial)), batch
 
 
-def _dims(value: ir.Value | None) -> tuple[int | ir.SymbolicDim, ...]:
-    return () if value is None or value.shape is None else value.shape.dims
+def _without(dims: Dims | None, axis: int) -> Dims:
+    if not dims:
+        return ()
+    axis %= len(dims)
+    return dims[:axis] + dims[axis + 1 :]
 
 
-def _product(dims: tuple[int | ir.SymbolicDim, ...]) -> int:
+def _product(dims: Dims) -> int:
     """Multiply the known dimensions; unknown and empty ones count as 1."""
     return math.prod(d for d in dims if isinstance(d, int) and d > 0)

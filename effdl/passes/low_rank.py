@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ import onnx_ir as ir
 from pydantic import Field, model_validator
 
 from effdl.graph.io import METADATA_PREFIX
+from effdl.graph.shapes import Shapes, infer
 from effdl.graph.walk import all_nodes, is_op, producer
 from effdl.graph.weights import Names, add_initializer, constant_tensor, shared
 from effdl.passes._low_rank_layer import (
@@ -27,7 +28,7 @@ from effdl.runtime.target import Target
 from effdl.solve.factorize import Svd, leading_svd, rank_for_ratio, round_rank
 
 MARK = METADATA_PREFIX + "low_rank"
-_DEFAULT_ENERGY = 0.95
+_DEFAULT_ENERGY = 0.9
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class LowRank(NodePass):
 
     What it does: a MatMul or Gemm with a constant matrix becomes two; a Conv becomes a thin Conv
     with its kernel and a 1x1 Conv behind or before it, whichever costs less. The rank is the
-    smallest that keeps the share ``energy`` of the squared singular values (0.95 unless said
+    smallest that keeps the share ``energy`` of the squared singular values (0.9 unless said
     otherwise), or what fits into ``ratio`` of the layer's MACs. Only layers that save at least
     ``min_saving`` of their MACs are replaced. A replaced layer is marked and never split again.
 
@@ -65,7 +66,7 @@ class LowRank(NodePass):
     than that of the weights.
 
     Example:
-        passes: [{low_rank: {energy: 0.9, ignore: ["*head*"]}}]
+        passes: [{low_rank: {energy: 0.95, ignore: ["*head*"]}}]
     """
 
     lossy: ClassVar[bool] = True
@@ -74,7 +75,7 @@ class LowRank(NodePass):
     }
 
     energy: float | None = Field(None, gt=0, le=1)
-    """Share of the squared singular values that stays; 0.95 when neither this nor ratio is given."""
+    """Share of the squared singular values that stays; 0.9 when neither this nor ratio is given."""
     ratio: float | None = Field(None, gt=0, lt=1)
     """MACs of every layer relative to before, instead of energy."""
     min_rank: int = Field(1, ge=1)
@@ -94,31 +95,42 @@ class LowRank(NodePass):
 
     def run(self, model: ir.Model, ctx: Context) -> int:
         """Return the number of layers replaced."""
-        names = Names(model)
-        outside = {n for f in model.functions.values() for n in f}
+        layers = list(self._layers(model, ctx))
+        if not layers:
+            return 0
+        names, shapes = Names(model), infer(model)
         done: list[tuple[_Plan, int]] = []
-        for node in list(all_nodes(model)):
-            if not is_op(node, "MatMul", "Gemm", "Conv") or not self.selected(node):
-                continue
-            tensor, reason = _weight(node, node in outside)
-            if tensor is None:
-                if reason:
-                    ctx.skip(node, reason)
-                continue
-            plan = self._plan(node, tensor, ctx)
-            if plan is None:
-                continue
-            ctx.touch(node, _what(plan))
-            done.append((plan, tensor.size))
-            _replace(node, plan, tensor, names)
+        for node, tensor in layers:
+            plan = self._plan(node, tensor, shapes, ctx)
+            if plan is not None:
+                ctx.touch(node, _what(plan))
+                done.append((plan, tensor.size))
+                _replace(node, plan, tensor, names)
         if done:
+            model.ir_version = max(model.ir_version, 4)  # below, weights must be graph inputs too
             ctx.note("layers", len(done))
-            ctx.note("macs_saved", sum(p.split.macs - p.macs for p, _ in done))
+            before, after = sum(p.split.macs for p, _ in done), sum(p.macs for p, _ in done)
+            ctx.note("macs_saved", before - after)  # dynamic dimensions count as 1
+            ctx.note("macs_of_layers", f"{before:,} -> {after:,}")
             ctx.note("params_saved", sum(n - p.rank * sum(p.split.matrix.shape) for p, n in done))
             ctx.note("largest_weight_error", round(max(p.error for p, _ in done), 4))
         return len(done)
 
-    def _plan(self, node: ir.Node, tensor: ir.TensorProtocol, ctx: Context) -> _Plan | None:
+    def _layers(self, model: ir.Model, ctx: Context) -> Iterator[tuple[ir.Node, ir.TensorProtocol]]:
+        """Yield the nodes that can be split, with their weights; log the candidates that cannot."""
+        in_functions = {n for f in model.functions.values() for n in f}
+        for node in all_nodes(model):
+            if not is_op(node, "MatMul", "Gemm", "Conv") or not self.selected(node):
+                continue
+            tensor, reason = _weight(node, node in in_functions)
+            if tensor is not None:
+                yield node, tensor
+            elif reason:
+                ctx.skip(node, reason)
+
+    def _plan(
+        self, node: ir.Node, tensor: ir.TensorProtocol, shapes: Shapes, ctx: Context
+    ) -> _Plan | None:
         """Return the cheapest plan (by energy) or the most exact one (by ratio) that saves enough."""
         weight = tensor.numpy().astype(np.float64)
         if not np.isfinite(weight).all():
@@ -127,7 +139,7 @@ class LowRank(NodePass):
         multiple = self.multiple_of or _vector_width(ctx.target)
         plans: list[_Plan] = []
         reasons: list[str] = []
-        for split in splits(node, weight):
+        for split in splits(node, weight, shapes):
             cap = min(split.side, rank_for_ratio(split.macs, split.per_rank, 1 - self.min_saving))
             found = self._at(split, cap, multiple, ctx.seed)
             if isinstance(found, str):
@@ -208,11 +220,13 @@ def _replace(node: ir.Node, plan: _Plan, tensor: ir.TensorProtocol, names: Names
         for k, a in zip("ab", arrays, strict=True)
     )
     base = node.name or node.op_type
-    shape = plan.split.hidden
+    dims = list(plan.split.hidden or ())
+    if dims:
+        dims[plan.split.axis] = plan.rank
     hidden = ir.Value(
         name=names.fresh(f"{base}/lr_a_output"),
         type=ir.TensorType(tensor.dtype),
-        shape=None if shape is None else ir.Shape([plan.rank if d is None else d for d in shape]),
+        shape=ir.Shape(dims) if dims else None,
     )
     result = ir.Value()
     a = _node(plan.split.first, names.fresh(f"{base}/lr_a"), node, None, first, hidden)

@@ -104,8 +104,12 @@ def _sections(cls: type[Pass]) -> tuple[str, dict[str, str]]:
     pieces = _HEADING.split(text)
     sections = dict(zip(pieces[1::2], pieces[2::2], strict=True))
     for key, body in sections.items():
-        sections[key] = inspect.cleandoc(body) if key == "Example" else " ".join(body.split())
-    return " ".join(pieces[0].split()), sections
+        sections[key] = inspect.cleandoc(body) if key == "Example" else _line(body)
+    return _line(pieces[0]), sections
+
+
+def _line(text: str) -> str:
+    return " ".join(text.replace("``", "`").split())
 
 
 def _options(cls: type[Pass]) -> tuple[OptionInfo, ...]:
@@ -115,9 +119,7 @@ def _options(cls: type[Pass]) -> tuple[OptionInfo, ...]:
         schema = whole["properties"][field.alias or name]
         default = None if field.is_required() else _yaml(schema.get("default"))
         found.append(
-            OptionInfo(
-                name, type_text(schema, whole), default, " ".join((field.description or "").split())
-            )
+            OptionInfo(name, type_text(schema, whole), default, _line(field.description or ""))
         )
     return tuple(found)
 

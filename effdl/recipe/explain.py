@@ -136,7 +136,7 @@ def _wanted(kind: str, context: Mapping[str, Any]) -> str:
         return _WANTED[kind]
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
-        return f"{words} {context[key]}"
+        return f"{words} {context[key]:g}"
     if kind in ("literal_error", "enum"):
         return str(context["expected"])
     if kind == "string_pattern_mismatch":

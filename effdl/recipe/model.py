@@ -58,7 +58,7 @@ class Evaluation(_Part):
     """An .npz with one array per graph input, first axis the samples, and the labels."""
     labels: Text = "label"
     """The array in it that holds the labels."""
-    metric: Literal["top1"] = "top1"
+    metric: Literal["top1", "top5", "mse", "spearman", "agreement"] = "top1"
     """What is computed: top1 is the share of samples whose largest output is the label."""
 
 

@@ -18,6 +18,7 @@ from effdl.recipe.explain import coercions, faults, show
 from effdl.recipe.located import Located, from_plain, parse, plain, with_value
 from effdl.recipe.model import Head, Recipe, Step
 from effdl.recipe.shipped import preset_names, preset_text
+from effdl.recipe.writer import to_dict
 
 Spec = str | Path | Mapping[str, Any] | Recipe
 """The name of a preset, a YAML file, plain data, or a recipe that is one already."""
@@ -47,13 +48,19 @@ def locate(spec: Spec) -> Located:
         RecipeError: no such preset or file, or it is no YAML.
     """
     if isinstance(spec, Recipe):
-        from effdl.recipe.writer import to_dict
-
-        return spec.source or from_plain(to_dict(spec), "recipe")
+        return _source_of(spec)
     if isinstance(spec, Mapping):
         return from_plain(spec, "recipe")
     text, name, folder = _text(spec)
     return parse(text, name, folder)
+
+
+def _source_of(recipe: Recipe) -> Located:
+    """Return what the recipe was read from, unless it was changed since (``model_copy``)."""
+    source = recipe.source
+    if source is not None and read(source)[0] == recipe:
+        return source
+    return from_plain(to_dict(recipe), "recipe", source.folder if source is not None else None)
 
 
 def read(tree: Located) -> tuple[Recipe | None, list[RecipeError]]:

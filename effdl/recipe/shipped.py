@@ -53,7 +53,7 @@ def _summary(name: str) -> PresetInfo:
     return PresetInfo(
         name,
         data["description"],
-        target if isinstance(target, str) else target["device"],
+        target if isinstance(target, str) else target.get("device", "cpu"),
         tuple(p if isinstance(p, str) else next(iter(p)) for p in data["passes"]),
     )
 

@@ -26,13 +26,17 @@ def dump(recipe: Recipe) -> str:
     """Return a recipe as YAML text that ``load`` reads back; comments of its file are gone."""
     data = to_dict(recipe)
     steps = data.pop("passes")
-    text = _yaml(data) + "passes:\n"
+    text = ""
+    for key, value in data.items():
+        inline = isinstance(value, dict)
+        text += f"{key}: {_yaml(value, flow=True)}" if inline else _yaml({key: value}, flow=False)
+    text += "passes:\n"
     for step in steps:
         text += f"  - {_yaml(step, flow=True)}" if isinstance(step, dict) else f"  - {step}\n"
     return text
 
 
-def _yaml(data: Any, flow: bool | None = None) -> str:
+def _yaml(data: Any, *, flow: bool) -> str:
     text: str = yaml.dump(
         data,
         Dumper=Dumper,

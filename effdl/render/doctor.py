@@ -18,7 +18,7 @@ def print_doctor(report: DoctorReport) -> None:
             continue
         value = getattr(report, field.name)
         if isinstance(value, dict):
-            text = ", ".join(f"{k} {v}" for k, v in value.items())
+            text = ", ".join(f"{k} {v if v != '' else 'not installed'}" for k, v in value.items())
         elif isinstance(value, list | tuple):
             text = ", ".join(str(v) for v in value) or "none"
         else:

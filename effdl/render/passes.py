@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from effdl.recipe import OptionInfo, PassInfo
+from effdl.recipe import PassInfo
 from effdl.render.console import out
 
 
@@ -29,29 +29,33 @@ def print_passes(infos: Sequence[PassInfo]) -> None:
 
 def print_pass(info: PassInfo) -> None:
     """Print everything about one pass."""
-    console = out()
-    console.print(Text(info.name, style="bold"))
-    console.print(info.summary)
+    out().print(Text(info.name, style="bold"))
+    _print(info.summary)
     for heading, body in info.sections.items():
-        console.print()
-        console.print(Text(heading, style="bold"))
-        console.print(Padding(Text(body), (0, 0, 0, 2)))
-    console.print()
-    console.print(Text("Facts", style="bold"))
+        _heading(heading)
+        for line in body.splitlines():
+            _print(line, 2)
+    _heading("Facts")
     for line in _facts(info):
-        console.print(Padding(Text(line), (0, 0, 0, 2)))
-    console.print()
-    console.print(Text("Options" if info.options else "No options", style="bold"))
+        _print(line, 2)
+    _heading("Options" if info.options else "No options")
     for option in info.options:
-        _print_option(option)
+        default = "required" if option.default is None else f"default {option.default}"
+        _print(f"{option.name}: {option.type}; {default}", 2)
+        _print(option.description, 6)
 
 
-def _print_option(option: OptionInfo) -> None:
-    console = out()
-    default = "required" if option.default is None else f"default {option.default}"
-    head = Text.assemble((option.name, "bold"), f": {option.type}; {default}")
-    console.print(Padding(head, (0, 0, 0, 2)))
-    console.print(Padding(Text(option.description), (0, 0, 0, 6)))
+def _heading(text: str) -> None:
+    out().print()
+    out().print(Text(text, style="bold"))
+
+
+def _print(text: str, indent: int = 0) -> None:
+    """Print wrapped text; rich would fill indented lines up with blanks."""
+    width = min(out().width, 100)
+    margin = " " * indent
+    for line in textwrap.wrap(text, width, initial_indent=margin, subsequent_indent=margin):
+        out().print(Text(line), soft_wrap=True)
 
 
 def _facts(info: PassInfo) -> list[str]:

@@ -15,6 +15,8 @@ _CLIPS = np.linspace(1.0, 0.5, 51)
 _TINY = float(np.finfo(np.float32).tiny)
 _BIAS_LIMIT = 2.0**30
 """Half of int32, so that the bias and the sum of products together do not overflow."""
+_BLOCK = 1 << 22
+"""Elements converted at a time: a weight of gigabytes needs no float copy of itself."""
 PAIR_LIMIT = 32767 // 255
 """What two neighbouring 8-bit weights may sum to where u8 x s8 products meet in 16 bits."""
 
@@ -52,12 +54,26 @@ def quantize(x: Any, scale: Any, zero_point: Any, dtype: npt.DTypeLike, axis: in
         dtype: the integer type.
         axis: the axis of per-axis parameters.
     """
-    info = np.iinfo(dtype)
     x = np.asarray(x, np.float32)
-    steps = np.rint(x / _along(np.asarray(scale, np.float32), x.ndim, axis))
-    shifted = steps + _along(np.asarray(zero_point, np.float32), x.ndim, axis)
+    scale = _along(np.asarray(scale, np.float32), x.ndim, axis)
+    zero_point = _along(np.asarray(zero_point, np.float32), x.ndim, axis)
+    if x.size <= _BLOCK or x.ndim == 0:
+        return _quantize(x, scale, zero_point, dtype)
+    result: Int = np.empty(x.shape, dtype)
+    rows = max(1, _BLOCK * x.shape[0] // x.size)
+    for start in range(0, x.shape[0], rows):
+        part = slice(start, start + rows)
+        s = scale[part] if scale.ndim and scale.shape[0] > 1 else scale
+        z = zero_point[part] if zero_point.ndim and zero_point.shape[0] > 1 else zero_point
+        result[part] = _quantize(x[part], s, z, dtype)
+    return result
+
+
+def _quantize(x: Float, scale: Float, zero_point: Float, dtype: npt.DTypeLike) -> Int:
+    info = np.iinfo(dtype)
+    steps = np.rint(x / scale) + zero_point
     # float32 holds 2**31 but not 2**31 - 1, hence float64 for 32-bit types.
-    wide = shifted.astype(np.float64) if info.bits > 16 else shifted
+    wide = steps.astype(np.float64) if info.bits > 16 else steps
     result: Int = np.clip(wide, info.min, info.max).astype(dtype)
     return result
 
@@ -101,14 +117,21 @@ def weight_scales(
     Returns:
         float32 array, 0-d for axis None.
     """
-    rows = _rows(weight, axis)
-    scale = np.abs(rows).max(axis=1, initial=0.0) / np.float32(full_scale)
+    scale = _largest(weight, axis) / np.float32(full_scale)
     if method == "mse":
-        scale = scale * _best_clip(rows, scale, full_scale)
+        scale = scale * _best_clip(_rows(weight, axis), scale, full_scale)
     if saturation_guard:
-        scale = np.maximum(scale, _largest_pair(rows) / np.float32(PAIR_LIMIT - 1))
+        scale = np.maximum(scale, _largest_pair(_rows(weight, axis)) / np.float32(PAIR_LIMIT - 1))
     scale = np.where(scale > _TINY, scale, np.float32(1.0)).astype(np.float32)
     return scale.reshape(()) if axis is None else scale
+
+
+def _largest(weight: Float, axis: int | None) -> Float:
+    """The largest magnitude per channel, without a copy of the weight."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    high, low = weight.max(axis=others, initial=0.0), weight.min(axis=others, initial=0.0)
+    largest: Float = np.atleast_1d(np.maximum(high, -low)).astype(np.float32)
+    return largest
 
 
 def _rows(weight: Float, axis: int | None) -> Float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Float = npt.NDArray[np.float64]
+Function = Callable[[Float], Float]
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 
 _SHRINK = np.linspace(1.0, 0.05, 96)
@@ -48,6 +50,7 @@ def select_range(
     levels: int = 256,
     percentile: float = 99.99,
     symmetric: bool = False,
+    through: Function | None = None,
 ) -> tuple[float, float]:
     """Return the range (low, high) that the quantization grid should span; it contains zero.
 
@@ -58,6 +61,7 @@ def select_range(
         levels: number of grid points.
         percentile: share of values to keep, for ``percentile``.
         symmetric: the range is [-r, r].
+        through: for ``mse``: the error that counts is that of this function of the value.
     """
     if method == "minmax":
         low, high = histogram.minimum, histogram.maximum
@@ -66,7 +70,7 @@ def select_range(
     elif method == "entropy":
         low, high = _entropy(histogram, levels)
     else:
-        low, high = _mse(histogram, levels, symmetric)
+        low, high = _mse(histogram, levels, symmetric, through)
     low, high = min(low, 0.0), max(high, 0.0)
     if symmetric:
         high = max(-low, high)
@@ -75,7 +79,11 @@ def select_range(
 
 
 def squared_error(
-    histogram: Histogram, low: Float | float, high: Float | float, levels: int = 256
+    histogram: Histogram,
+    low: Float | float,
+    high: Float | float,
+    levels: int = 256,
+    through: Function | None = None,
 ) -> Float:
     """Return the mean squared error of the grid [low, high] on the histogram's values.
 
@@ -83,6 +91,7 @@ def squared_error(
         histogram: the values.
         low: lower ends, at most 0; ``high``: upper ends, at least 0 (arrays of one length, or numbers).
         levels: grid points; zero is one of them.
+        through: compare this function of the values instead of the values.
     """
     used = histogram.counts > 0
     x, weight = histogram.centers[used], histogram.counts[used]
@@ -90,7 +99,8 @@ def squared_error(
     step = np.maximum((hi - lo) / (levels - 1), 1e-300)[:, None]
     zero = np.clip(np.round(-lo[:, None] / step), 0, levels - 1)
     grid = np.clip(np.round(x[None, :] / step) + zero, 0, levels - 1)
-    difference = (grid - zero) * step - x[None, :]
+    got = (grid - zero) * step
+    difference = got - x[None, :] if through is None else through(got) - through(x)[None, :]
     error: Float = np.square(difference).dot(weight) / weight.sum()
     return error
 
@@ -108,24 +118,32 @@ def _percentile(histogram: Histogram, percentile: float) -> tuple[float, float]:
     return max(float(low), histogram.minimum), min(float(high), histogram.maximum)
 
 
-def _mse(histogram: Histogram, levels: int, symmetric: bool) -> tuple[float, float]:
+def silu(x: Float) -> Float:
+    """Return x * sigmoid(x), what most of a value below -6 or so does not reach the end of."""
+    result: Float = x / (1.0 + np.exp(-np.clip(x, -60.0, 60.0)))
+    return result
+
+
+def _mse(
+    histogram: Histogram, levels: int, symmetric: bool, through: Function | None
+) -> tuple[float, float]:
     """Shrink both ends in turn, three rounds (for a symmetric range: both at once)."""
     low, high = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
     if histogram.counts.sum() == 0 or low == high:
         return low, high
     if symmetric:
         radius = max(-low, high) * _SHRINK
-        best = radius[np.argmin(squared_error(histogram, -radius, radius, levels))]
+        best = radius[np.argmin(squared_error(histogram, -radius, radius, levels, through))]
         return -float(best), float(best)
     full_low, full_high = low, high
     for _ in range(3):
         before = (low, high)
         if full_high > 0:
             ends = full_high * _SHRINK
-            high = float(ends[np.argmin(squared_error(histogram, low, ends, levels))])
+            high = float(ends[np.argmin(squared_error(histogram, low, ends, levels, through))])
         if full_low < 0:
             ends = full_low * _SHRINK
-            low = float(ends[np.argmin(squared_error(histogram, ends, high, levels))])
+            low = float(ends[np.argmin(squared_error(histogram, ends, high, levels, through))])
         if (low, high) == before:
             break
     return low, high
@@ -137,11 +155,13 @@ def _entropy(histogram: Histogram, levels: int) -> tuple[float, float]:
     The divergence is that of the clipped distribution, outliers counted at its ends, from the same
     bins averaged down to ``levels`` (TensorRT's entropy calibration, Migacz 2017).
     """
-    counts = histogram.counts
     low, high = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
-    if counts.sum() == 0 or low == high:
+    if histogram.counts.sum() == 0 or low == high:
         return low, high
-    width = (histogram.high - histogram.low) / counts.size
+    width = (histogram.high - histogram.low) / histogram.counts.size
+    counts = histogram.counts.copy()
+    zero = int(-histogram.low / width)
+    counts[min(zero, counts.size - 1)] = 0  # zero is exact on every grid, and often most values
     best, best_range = np.inf, (low, high)
     for factor in np.linspace(1.0, min(1.0, levels / counts.size), _ENTROPY_STEPS):
         first = max(int(np.floor((low * factor - histogram.low) / width)), 0)

@@ -130,6 +130,8 @@ class PruneWeights(NodePass):
             zeroed += after - before
             changes += 1
         if changes:
+            if any(not w.value.is_initializer() for w in weights):
+                model.ir_version = max(model.ir_version, 4)  # below, weights must be inputs too
             ctx.note("sparsity", round(zeros / total, 4))
             ctx.note("weights_zeroed", zeroed)
             ctx.note("pattern", self.n_m if self.pattern == "n:m" else self.pattern)

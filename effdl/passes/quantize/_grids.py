@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from effdl.graph.walk import is_op
+from effdl.graph.walk import is_op, only_user
 from effdl.passes.quantize._format import Format
 from effdl.passes.quantize._select import (
     SAME_RANGE,
@@ -22,6 +22,10 @@ from effdl.solve.quantize import affine_parameters
 
 _MIX = 2.0
 """Concat inputs that others read too share the output's grid up to this ratio of ranges."""
+_GEMM_ACTIVATIONS = (
+    *("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Softplus", "Softsign", "HardSigmoid"),
+    *("Elu", "Selu", "ThresholdedRelu", "ScaledTanh", "ParametricSoftplus", "Affine"),
+)
 _FREE = (-math.inf, math.inf)
 
 
@@ -44,8 +48,24 @@ class _Group:
 
 
 def needs_output(node: ir.Node, chosen: Selection) -> bool:
-    """Whether the node's kernel writes 8-bit: MatMul and Gemm can also write float for free."""
-    return not is_op(node, "MatMul", "Gemm") or bool(chosen.consumers(chosen.output(node)))
+    """Whether the node's kernel writes 8-bit: MatMul and Gemm can also write float for free.
+
+    Not a Gemm before an activation: ONNX Runtime would fuse those two, in float, before it looks at
+    the integers, and dequantize the weights at every run.
+    """
+    if not is_op(node, "MatMul", "Gemm") or chosen.consumers(chosen.output(node)):
+        return True
+    return is_op(node, "Gemm") and is_op(only_user(node.outputs[0]), *_GEMM_ACTIVATIONS)
+
+
+def feeds_silu(value: ir.Value) -> bool:
+    """Whether all that is done with ``value`` is x * sigmoid(x)."""
+    users = [use.node for use in value.uses()]
+    gates = [n for n in users if is_op(n, "Sigmoid")]
+    products = [n for n in users if is_op(n, "Mul")]
+    if value.is_graph_output() or len(users) != 2 or not gates or not products:
+        return False
+    return gates[0].outputs[0] in products[0].inputs
 
 
 def quantized_values(chosen: Selection) -> list[ir.Value]:

@@ -12,8 +12,10 @@ from effdl.graph.weights import Array, Names, add_initializer, constant, constan
 from effdl.passes.quantize._format import DTYPES, Format
 from effdl.passes.quantize._grids import Grid, needs_output, quantized_values, weight_axis
 from effdl.passes.quantize._select import BINARY, WEIGHTED, Selection
+from effdl.passes.quantize._weights import with_weight
 from effdl.solve.quantize import (
     Float,
+    Int,
     WeightMethod,
     affine_parameters,
     bias_scale_floor,
@@ -123,9 +125,7 @@ class QDQWriter:
     def _layer(self, node: ir.Node, grid: Grid) -> None:
         """Give a Conv, MatMul or Gemm integer weights and bias."""
         value = node.inputs[1]
-        tensor = constant_tensor(value)
         assert value is not None
-        assert tensor is not None
         axis = weight_axis(node) if self._per_channel else None
         bias_value = node.inputs[2] if len(node.inputs) > 2 else None
         array = constant(bias_value)
@@ -143,27 +143,29 @@ class QDQWriter:
             scales = scale.const_value
             assert scales is not None
             self._bias(node, bias_value.name or "bias", bias, grid, scales.numpy())
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor.release()
 
     def _weight(self, value: ir.Value, axis: int | None, floor: Array) -> tuple[ir.Value, ...]:
         """Return integer weight, scale and zero point; users with the same needs share them."""
         tensor = constant_tensor(value)
         assert tensor is not None
-        weight = np.asarray(tensor.numpy(), np.float32)
-        scales = weight_scales(
-            weight,
-            axis,
-            method=self._weight_method,
-            saturation_guard=self._form.saturation_guard,
-        )
-        scales = np.maximum(scales, floor if axis is not None else floor.max()).astype(np.float32)
+        kind = self._form.weight_type
+        least = floor if axis is not None else floor.max()
+
+        def convert(weight: Float) -> tuple[Int, Float, Array]:
+            scales = weight_scales(
+                weight,
+                axis,
+                method=self._weight_method,
+                saturation_guard=self._form.saturation_guard,
+            )
+            scales = np.maximum(scales, least).astype(np.float32)
+            zero = np.full(scales.shape, 0 if kind == "int8" else 128, kind)
+            return quantize(weight, scales, zero, kind, axis or 0), scales, zero
+
+        q, scales, zero = with_weight(tensor, convert)
         key = (id(tensor), axis, scales.tobytes())
         if key not in self._weights:
-            kind = self._form.weight_type
-            zero = np.full(scales.shape, 0 if kind == "int8" else 128, kind)
             base = value.name or "weight"
-            q = quantize(weight, scales, zero, kind, axis or 0)
             self._weights[key] = (
                 self._constant(f"{base}_quantized", q),
                 self._constant(f"{base}_scale", scales),

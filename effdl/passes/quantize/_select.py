@@ -262,9 +262,14 @@ def _pays(node: ir.Node, chosen: Selection) -> bool:
 
 
 def _arrives_quantized(value: ir.Value, node: ir.Node, chosen: Selection) -> bool:
-    """Moving a graph input is cheaper in 8 bits, and the input is converted once anyway."""
-    if chosen.source(value) is not None:
-        return True
+    """Whether ``node`` would read ``value`` in 8 bits anyway.
+
+    MatMul and Gemm write float at no cost, and the Add behind them (a bias, a residual before a
+    layer norm) is fused there. Moving a graph input is cheaper in 8 bits: it is converted once.
+    """
+    source = chosen.source(value)
+    if source is not None:
+        return not (is_op(node, *BINARY) and is_op(source, "MatMul", "Gemm"))
     return value.is_graph_input() and is_op(node, *MOVEMENT)
 
 

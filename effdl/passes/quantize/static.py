@@ -14,7 +14,7 @@ from effdl.graph.walk import is_op
 from effdl.observe.ranges import collect
 from effdl.passes.base import Context, NodePass
 from effdl.passes.quantize._format import Format, IntType, choose, decline
-from effdl.passes.quantize._grids import grids, quantized_values
+from effdl.passes.quantize._grids import feeds_silu, grids, quantized_values
 from effdl.passes.quantize._qdq import QDQWriter
 from effdl.passes.quantize._select import (
     FOLLOWERS,
@@ -26,7 +26,7 @@ from effdl.passes.quantize._select import (
     without,
 )
 from effdl.solve.quantize import WeightMethod
-from effdl.solve.ranges import Histogram, Method, select_range
+from effdl.solve.ranges import Histogram, Method, select_range, silu
 
 
 class QuantizeStatic(NodePass):
@@ -138,6 +138,7 @@ class QuantizeStatic(NodePass):
                 self.calibration_method,
                 percentile=self.percentile,
                 symmetric=self.symmetric_activations,
+                through=silu if feeds_silu(v) else None,
             )
             for v in quantized_values(chosen)
         }

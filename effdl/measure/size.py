@@ -1,0 +1,50 @@
+"""Bytes of a model after general compression: what it costs to ship."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from effdl.graph.io import data_files
+
+LEVEL = 3
+"""The level of zstd that package stores and download servers use by default."""
+_CHUNK = 1 << 20
+
+
+def zstd_size(path: Path) -> int:
+    """Return the bytes of a model after zstd at level 3, its external weight files included.
+
+    Every file is compressed by itself, in constant memory.
+
+    Args:
+        path: the ``.onnx`` file.
+    """
+    return sum(_file_size(f) for f in (path, *data_files(path)))
+
+
+def zstd_size_of_bytes(data: bytes) -> int:
+    """Return the length of ``data`` after zstd at level 3."""
+    return len(_compressor().compress(data, _zstd().ZstdCompressor.FLUSH_FRAME))
+
+
+def _file_size(path: Path) -> int:
+    compressor = _compressor()
+    total = 0
+    with path.open("rb") as f:
+        while chunk := f.read(_CHUNK):
+            total += len(compressor.compress(chunk))
+    return total + len(compressor.flush())
+
+
+def _compressor() -> Any:
+    return _zstd().ZstdCompressor(level=LEVEL)
+
+
+def _zstd() -> Any:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd

@@ -1,0 +1,141 @@
+"""The pass ``quantize_dynamic``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import ClassVar
+
+import onnx_ir as ir
+from pydantic import Field
+
+from effdl.graph.walk import all_nodes, float_attr, int_attr, is_op
+from effdl.graph.weights import constant_tensor
+from effdl.passes.base import Context, NodePass
+from effdl.passes.quantize._dynamic import DynamicWriter
+from effdl.passes.quantize._format import decline
+from effdl.passes.quantize._select import is_quantized
+from effdl.solve.quantize import WeightMethod
+
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+class QuantizeDynamic(NodePass):
+    """Compute matrix products in 8-bit integers, with activation ranges found at run time.
+
+    What it does: gives MatMul and Gemm nodes with constant weights int8 weights, one scale per
+    output column, and quantizes their inputs to uint8 at every run; products that read the same
+    input share that step. Embedding tables (Gather of rows) are stored as int8 with one scale per
+    row. Needs no calibration data.
+
+    When it helps: transformers and other networks of matrix products on CPUs: about twice as fast
+    with VNNI or AMX, at a quarter of the weight size.
+
+    When it does not: convolutions, for which the run-time form is several times slower than float
+    (use quantize_static); small products, where finding the range costs more than it saves; CUDA,
+    where the pass declines; recurrent layers, which stay float.
+
+    Example:
+        passes: [simplify, fuse_layernorm, fuse_gelu, quantize_dynamic]
+    """
+
+    lossy: ClassVar[bool] = True
+    min_opset: ClassVar[int] = 11
+
+    per_channel: bool = True
+    """Whether weights have one scale per output column, or one for the tensor."""
+    weight_method: WeightMethod = "absmax"
+    """How a weight scale is chosen: largest weight, or least squared error."""
+    reduce_range: bool | None = None
+    """Whether to keep weights small enough for 16-bit sums; by default where the target needs it."""
+    min_size: int = Field(default=4096, ge=1)
+    """Weights with fewer elements stay float."""
+    embeddings: bool = True
+    """Whether to store embedding tables as int8 rows."""
+
+    def run(self, model: ir.Model, ctx: Context) -> int:
+        """Return the number of nodes that became 8-bit."""
+        chosen = self._choose(model, ctx)
+        if not chosen:
+            return 0
+        guard = not ctx.target.int8_dot if self.reduce_range is None else self.reduce_range
+        writer = DynamicWriter(model, self.per_channel, self.weight_method, guard)
+        for node in chosen:
+            ctx.touch(node, f"{node.op_type} with int8 weights")
+            if is_op(node, "Gather"):
+                writer.embedding(node)
+            else:
+                writer.product(node)
+        counts = Counter(n.op_type for n in chosen)
+        ctx.note("quantized", ", ".join(f"{k} {n}" for k, n in sorted(counts.items())))
+        ctx.note("activation_type", "uint8")
+        ctx.note("weight_type", "int8")
+        return len(chosen)
+
+    def candidates(self, model: ir.Model, ctx: Context) -> list[str] | None:
+        """Names of the nodes that would become 8-bit."""
+        return [n.name or n.op_type for n in self._choose(model, ctx)]
+
+    def _choose(self, model: ir.Model, ctx: Context) -> list[ir.Node]:
+        reason = decline(ctx.target)
+        if not reason and is_quantized(model):
+            reason = "the model is quantized already"
+        if reason:
+            ctx.skip("model", reason)
+            return []
+        chosen = []
+        in_functions = {n for f in model.functions.values() for n in f.all_nodes()}
+        for node in all_nodes(model):
+            refusal = self._refusal(node)
+            if refusal == "" and node in in_functions:
+                refusal = "inside a function"
+            if refusal == "":
+                chosen.append(node)
+            elif refusal is not None:
+                ctx.skip(node, refusal)
+        return chosen
+
+    def _refusal(self, node: ir.Node) -> str | None:
+        """Return why ``node`` stays float, an empty string when it does not, None for other ops."""
+        if is_op(node, *_CONVOLUTIONS):
+            return "run-time quantization makes convolutions slower: use quantize_static"
+        if is_op(node, *_RECURRENT):
+            return "recurrent layers stay float"
+        if is_op(node, "Gather"):
+            weight = constant_tensor(node.inputs[0])
+            if weight is None or weight.dtype != ir.DataType.FLOAT or len(weight.shape) != 2:
+                return None
+        elif is_op(node, "MatMul", "Gemm"):
+            weight = constant_tensor(node.inputs[1])
+            if weight is None:
+                return "its weight is computed (try simplify) or an activation"
+        else:
+            return None
+        if not self.selected(node):
+            return "left out by the options"
+        if weight.dtype != ir.DataType.FLOAT or len(weight.shape) != 2:
+            return f"its weight is {weight.dtype.name.lower()} of {len(weight.shape)} dimensions"
+        if weight.size < self.min_size:
+            return f"its weight has {weight.size} elements, less than min_size"
+        return self._embedding(node) if is_op(node, "Gather") else _product(node)
+
+    def _embedding(self, node: ir.Node) -> str:
+        if not self.embeddings:
+            return "embeddings are left out by the options"
+        if int_attr(node, "axis", 0) != 0:
+            return "it gathers columns"
+        table = node.inputs[0]
+        assert table is not None
+        others = [u.node for u in table.uses() if not is_op(u.node, "Gather")]
+        return f"its table is also used by {others[0].op_type}" if others else ""
+
+
+def _product(node: ir.Node) -> str:
+    if not is_op(node, "Gemm"):
+        return ""
+    if int_attr(node, "transA", 0):
+        return "its input is transposed"
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and float_attr(node, "beta", 1.0) != 1.0 and constant_tensor(bias) is None:
+        return "its bias is computed and scaled by beta"
+    return ""

@@ -1,0 +1,101 @@
+"""The pass ``simplify``."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+from pydantic import Field
+
+from effdl.graph.clean import clean
+from effdl.graph.dedup import merge_initializers, merge_nodes
+from effdl.graph.folding import Folder
+from effdl.graph.identities import remove_identities
+from effdl.graph.inline import inline_ifs
+from effdl.graph.shapes import infer
+from effdl.graph.walk import all_graphs
+from effdl.passes.base import Context, Pass
+
+_ROUNDS = 50
+
+
+class Simplify(Pass):
+    """Say the same with fewer nodes: constants, identities, duplicates and dead code go.
+
+    What it does: computes what does not depend on an input with ONNX Runtime's own kernels, shape
+    arithmetic included where shapes are known; inlines If nodes whose condition is known; removes
+    nodes that do nothing, pairs that undo each other, duplicate nodes and duplicate weights, and what
+    no output needs. It repeats until nothing changes. Weights that are also graph inputs stop being
+    inputs. Random operators, quantized weights and operators it does not know stay as they are.
+
+    When it helps: always as the first step; exports of torch and Keras are full of shape arithmetic.
+    Other passes find more afterwards, and the file becomes smaller.
+
+    When it does not: ONNX Runtime does much of this when it loads a model, so latency often stays the
+    same. A constant that would be larger than what makes it is not folded.
+
+    Example:
+        passes: [{simplify: {max_growth: 0}}]
+    """
+
+    max_growth: int = Field(default=1024, ge=0)
+    """Bytes that folded constants may add to the file, beyond what they replace."""
+    initializers_from_inputs: bool = True
+    """Make weights that are also graph inputs plain constants: callers can no longer override them."""
+
+    def run(self, model: ir.Model, ctx: Context) -> int:
+        """Return the number of rewrites, over all rounds."""
+        kinds: Counter[str] = Counter()
+        skipped: dict[tuple[str, str], None] = {}
+
+        def skip(node: ir.Node | str, reason: str) -> None:
+            name = node if isinstance(node, str) else node.name or node.op_type
+            skipped[(name, reason)] = None
+
+        if self.initializers_from_inputs:
+            kinds["inputs_made_constant"] = _drop_defaults(model, ctx)
+        folder = Folder(self.max_growth, ctx.touch, skip)
+        for _ in range(_ROUNDS):
+            before = kinds.total()
+            skipped.clear()
+            shapes = infer(model)
+            kinds["ifs_inlined"] += inline_ifs(model, shapes, folder.known, ctx.touch)
+            if kinds.total() > before:
+                shapes = infer(model)
+            kinds["folded"] += folder.run(model, shapes)
+            kinds["identities"] += remove_identities(
+                model, shapes, folder.known, ctx.touch, skip
+            )
+            kinds["duplicate_weights"] += merge_initializers(model, ctx.touch)
+            kinds["duplicate_nodes"] += merge_nodes(model, ctx.touch, skip)
+            kinds["dead"] += clean(model)
+            if kinds.total() == before:
+                break
+        _raise_ir_version(model)
+        for name, reason in skipped:
+            ctx.skip(name, reason)
+        for kind, count in kinds.items():
+            if count:
+                ctx.note(kind, count)
+        return kinds.total()
+
+
+def _drop_defaults(model: ir.Model, ctx: Context) -> int:
+    """Take the weights out of the graph inputs."""
+    inputs = model.graph.inputs
+    weights = [v for v in inputs if v.is_initializer()]
+    if weights:
+        rest = [v for v in inputs if not v.is_initializer()]
+        inputs.clear()
+        inputs.extend(rest)
+    for value in weights:
+        ctx.touch(value.name or "", "no longer an input, only a constant")
+    return len(weights)
+
+
+def _raise_ir_version(model: ir.Model) -> None:
+    """Before version 4 of the format every initializer had to be an input as well."""
+    if model.ir_version < 4 and any(
+        not v.is_graph_input() for g in all_graphs(model) for v in g.initializers.values()
+    ):
+        model.ir_version = 4
