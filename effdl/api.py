@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from effdl.data.npz import load_npz
 from effdl.data.random import random_feeds
 from effdl.errors import UsageError
 from effdl.graph import io
+from effdl.graph.scratch import scratch
 from effdl.measure import bench as _bench
 from effdl.measure import fidelity
 from effdl.measure.stats import model_stats, node_stats
@@ -182,8 +182,8 @@ def as_file(model: ModelLike) -> Iterator[Path]:
     if not isinstance(model, ir.Model):
         yield Path(model)
         return
-    with tempfile.TemporaryDirectory(prefix="effdl-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch() as folder:
+        path = folder / "model.onnx"
         io.save(model, path)
         yield path
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import onnx_ir as ir
@@ -10,6 +9,7 @@ from pydantic import ValidationError
 
 from effdl import passes
 from effdl.errors import EffdlError
+from effdl.graph.scratch import scratch
 from effdl.graph.walk import opset
 from effdl.passes.base import Context, Pass, PassLog
 from effdl.report import Opportunity
@@ -22,14 +22,14 @@ def opportunities(model: ir.Model) -> tuple[Opportunity, ...]:
     Passes that need options to do anything (``set_shapes``) are left out.
     """
     found = []
-    with tempfile.TemporaryDirectory(prefix="effdl-") as folder:
+    with scratch() as folder:
         for name in passes.names():
             cls = passes.get(name)
             try:
                 step = cls()
             except ValidationError:  # it has a required option
                 continue
-            count, reason = _try(step, model, Path(folder))
+            count, reason = _try(step, model, folder)
             found.append(Opportunity(name, cls.lossy, cls.needs_data, count, reason))
     return tuple(found)
 

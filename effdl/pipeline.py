@@ -15,6 +15,7 @@ from effdl.errors import CheckFailed, DataError, EffdlError, ModelError
 from effdl.graph import io
 from effdl.graph.clean import clean
 from effdl.graph.dims import known_dims
+from effdl.graph.scratch import scratch
 from effdl.graph.walk import all_nodes, interface, opset
 from effdl.graph.weights import weight_tensors
 from effdl.measure.outcome import race, score
@@ -96,8 +97,8 @@ def optimize(
         PassBug: a pass crashed; a reproducer was written.
     """
     options = options or RunOptions()
-    with tempfile.TemporaryDirectory(prefix="effdl-") as workdir:
-        run = _Run(source, recipe, output, feeds, options, progress or _silent, Path(workdir))
+    with scratch() as workdir:
+        run = _Run(source, recipe, output, feeds, options, progress or _silent, workdir)
         return run.dry() if options.dry_run else run.full()
 
 

@@ -2,12 +2,12 @@
 
     python scripts/check_kill.py [--external] [--save-only] [--runs 50]
 
-An old model lies at the output path. Each run is ended with SIGKILL: half of them anywhere in the
-run, half of them in the moments when the result is written. After each, the path must hold the
-complete old model or the complete new one (SHA-256 of the file and of the weight files that it
-names), and no child process may outlive the kill. At the end one undisturbed run must leave the new
-model and nothing else in the folder. What the killed runs left in the system's folder for temporary
-files (a private one here) is counted. The exit status is 1 after a violation.
+An old model lies at the output path. Each run is ended with SIGKILL: a third of them anywhere in
+the run, a third while the result is staged, a third when it appears at its path. After each, the
+path must hold the complete old model or the complete new one (SHA-256 of the file and of the weight
+files that it names), and no child process may outlive the kill. At the end one undisturbed run must
+leave the new model and nothing else in the folder. What the killed runs left in the system's folder
+for temporary files (a private one here) is counted. The exit status is 1 after a violation.
 """
 
 from __future__ import annotations
@@ -116,24 +116,22 @@ def watch(trial: Trial) -> tuple[float, float, float]:
     return first, last, time.perf_counter() - start
 
 
-def kill(trial: Trial, wait: float, *, from_stage: bool) -> bool:
-    """Start a run, kill it after ``wait`` seconds; return whether processes outlived it.
+def kill(trial: Trial, wait: float, moment: str) -> bool:
+    """Start a run, kill it ``wait`` seconds after a moment; return whether processes outlived it.
 
     Args:
         trial: what to run.
-        wait: seconds to let it run.
-        from_stage: count them from the moment when the stage appears, which is this run's own:
-            leftovers of earlier runs are gone or counted before.
+        wait: seconds to let it run after the moment.
+        moment: ``start``; ``stage``: this run's stage appears; ``commit``: a file of the result does.
     """
-    before = {p.name for p in trial.folder.iterdir()}
+    before = files(trial)
+    prefix = f".{trial.goal.name}."
     child = trial.start()
-    if from_stage:
-        prefix = f".{trial.goal.name}."
-        while child.poll() is None:
-            names = {p.name for p in trial.folder.iterdir()}
-            if any(n.startswith(prefix) for n in names - before):
-                break
-            time.sleep(POLL_SECONDS)
+    while moment != "start" and child.poll() is None:
+        fresh = {name for name, _ in files(trial) - before}
+        if any(n.startswith(prefix) == (moment == "stage") for n in fresh):
+            break
+        time.sleep(POLL_SECONDS if moment == "stage" else 0)
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(wait)
     child.send_signal(signal.SIGKILL)
@@ -141,6 +139,12 @@ def kill(trial: Trial, wait: float, *, from_stage: bool) -> bool:
     if child.stderr is not None:
         child.stderr.close()
     return outlived(child.pid)
+
+
+def files(trial: Trial) -> set[tuple[str, int]]:
+    """Return names and inodes of what is in the output's folder."""
+    with os.scandir(trial.folder) as entries:
+        return {(e.name, e.inode()) for e in entries}
 
 
 def outlived(group: int) -> bool:
@@ -215,9 +219,9 @@ def main() -> int:
         leftovers = orphans = 0
         for run in range(args.runs):
             trial.restore()
-            late = run % 2 == 1
-            wait = chance.uniform(0, (last - first) * 1.2 + 0.05 if late else total)
-            orphans += kill(trial, wait, from_stage=late)
+            moment = ("start", "stage", "commit")[run % 3]
+            longest = {"start": total, "stage": (last - first) * 1.2 + 0.05, "commit": 0.005}
+            orphans += kill(trial, chance.uniform(0, longest[moment]), moment)
             seen[trial.state()] += 1
             leftovers += len(list(trial.folder.iterdir())) > len(list(trial.old.iterdir()))
         trial.restore()

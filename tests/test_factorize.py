@@ -154,7 +154,16 @@ def test_rank_for_ratio(rows: int, columns: int, ratio: float) -> None:
 
 @pytest.mark.parametrize(
     ("rank", "up", "want"),
-    [(1, True, 8), (8, True, 8), (9, True, 16), (7, False, 7), (8, False, 8), (15, False, 8)],
+    [
+        (1, True, 8),
+        (8, True, 8),
+        (9, True, 16),
+        (7, False, 0),
+        (8, False, 8),
+        (12, False, 8),
+        (13, False, 16),
+        (23, False, 24),
+    ],
 )
 def test_round_rank(rank: int, up: bool, want: int) -> None:
     assert round_rank(rank, 8, up=up) == want

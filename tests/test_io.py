@@ -80,7 +80,8 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     goal = tmp_path / "m.onnx"
     code = (
         "import sys,os\nfrom effdl.graph import io\nfrom pathlib import Path\n"
-        "s=io.Stage(Path(sys.argv[1])); s.write(io.load(sys.argv[2]), external=True); os._exit(9)"
+        "s=io.Stage(Path(sys.argv[1])).__enter__()\n"
+        "s.write(io.load(sys.argv[2]), external=True); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", code, str(goal), str(CNN)], check=False)
     assert leftovers(tmp_path)

@@ -224,6 +224,16 @@ def test_ratio_is_kept(ratio: float) -> None:
     assert error == pytest.approx(float(log.notes["largest_weight_error"]), rel=0.3)
 
 
+def test_ratio_rounds_to_the_nearest_multiple_that_saves_enough() -> None:
+    text = HEAD + "g (float[5,128] x, float[128,128] W) => (float[5,128] y) { y = MatMul(x, W) }"
+    for ratio, rank in ((0.5, 32), (0.45, 32), (0.8, 48), (0.9, 48)):  # 64 would save nothing
+        model = weighted(text, W=normal(128, 128))
+        assert run_pass(LowRank(ratio=ratio, multiple_of=16), model)[0] == 1
+        assert weight(model, "W/lr_a").shape == (128, rank)
+    _, log = run_pass(LowRank(ratio=0.2, multiple_of=16), weighted(text, W=normal(128, 128)))
+    assert "allow rank 12 of 128, the least is 16" in log.skipped[0][1]
+
+
 def test_rank_follows_the_vectors_of_the_target() -> None:
     text = HEAD + "g (float[N,128] x, float[128,128] W) => (float[N,128] y) { y = MatMul(x, W) }"
     for isa, device, rank in (
@@ -247,7 +257,7 @@ def test_full_rank_is_declined_with_numbers() -> None:
     reason = "90.0% of the energy needs more; saving 10% of 1,024 MACs allows rank 14 of 32"
     assert log.skipped == [("m", reason)]
     _, log = run_pass(LowRank(ratio=0.01, multiple_of=1), model)
-    assert log.skipped == [("m", "1% of 1,024 MACs allow rank 0 of 32")]
+    assert log.skipped == [("m", "1% of 1,024 MACs allow rank 0 of 32, the least is 1")]
 
 
 def test_candidates_that_are_declined() -> None:

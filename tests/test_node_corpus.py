@@ -19,6 +19,8 @@ from tests.support import SHARED, context, needs_shared
 
 CHUNKS = 20
 NO_LIMIT = 1 << 40
+# Range gets vectors of one element there, which ONNX Runtime refuses once it can see their shape.
+ILL_TYPED = "test_affine_grid_"
 KINDS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")
 
 
@@ -44,9 +46,7 @@ def plain(value: Any) -> Any:
 
 def equal(a: Any, b: Any, rtol: float, atol: float) -> bool:
     if isinstance(b, list | tuple):
-        return len(a) == len(b) and all(
-            equal(x, y, rtol, atol) for x, y in zip(a, b, strict=True)
-        )
+        return len(a) == len(b) and all(equal(x, y, rtol, atol) for x, y in zip(a, b, strict=True))
     if isinstance(b, dict):
         return bool(a == b)
     if b is None or a is None:
@@ -72,9 +72,7 @@ def usable(case: Any) -> tuple[onnx.ModelProto, dict[str, Any], list[Any]] | Non
     try:
         raw = session(proto)
         feed = {
-            port.name: np.asarray(plain(v))
-            if isinstance(plain(v), np.generic)
-            else plain(v)
+            port.name: np.asarray(plain(v)) if isinstance(plain(v), np.generic) else plain(v)
             for port, v in zip(raw.get_inputs(), inputs, strict=False)
             if v is not None
         }
@@ -100,6 +98,14 @@ def constant_inputs(proto: onnx.ModelProto, feed: dict[str, Any]) -> onnx.ModelP
     return twin
 
 
+def numbers(value: Any) -> bool:
+    return (
+        isinstance(value, np.ndarray)
+        and value.dtype.kind in "fiu"
+        and bool(value.size and np.isfinite(value).all())
+    )
+
+
 def check(step: Pass, proto: onnx.ModelProto, feed: dict[str, Any], want: list[Any]) -> int:
     model = ir.from_proto(proto)
     changes = step.run(model, context())
@@ -107,8 +113,9 @@ def check(step: Pass, proto: onnx.ModelProto, feed: dict[str, Any], want: list[A
         io.check(model)
         got = session(ir.to_proto(model)).run(None, feed)
         # ONNX Runtime computes parts of a float16 graph in float32, which parts depends on the graph.
+        size = max([1.0, *(float(np.abs(w).max()) for w in want if numbers(w))])
         half = any(getattr(w, "dtype", None) == np.float16 for w in want)
-        rtol, atol = (4e-3, 1e-3) if half else (1e-5, 1e-6)
+        rtol, atol = (4e-3, 1e-3) if half else (1e-5, 1e-6 * size)
         assert all(equal(a, b, rtol, atol) for a, b in zip(got, want, strict=True)), "differs"
         assert step.run(model, context()) == 0, "a second run changes something"
     return changes
@@ -120,7 +127,7 @@ def test_node_cases_keep_their_outputs(chunk: int) -> None:
     tried = changed = 0
     for case in cases()[chunk::CHUNKS]:
         found = usable(case)
-        if found is None:
+        if found is None or case.name.startswith(ILL_TYPED):
             continue
         proto, feed, want = found
         random = any(n.op_type in ("Bernoulli", "Dropout") for n in proto.graph.node)

@@ -65,7 +65,7 @@ def test_targets(name: str, device: str) -> None:
 
 def test_which_presets_need_data_is_known() -> None:
     with_data = {n for n in NAMES if any(s.pass_.needs_data for s in recipe.load(n).passes)}
-    assert with_data == {"cnn-int8", "arm-int8"}
+    assert with_data == {"cnn-int8", "arm-int8", "smallest-file"}
     for name in NAMES:
         assert any("calibration data" in n for n in recipe.check(name).notes) == (name in with_data)
 

@@ -605,3 +605,45 @@ def test_schema_describes_every_option() -> None:
 
 def test_show_shortens_long_text() -> None:
     assert explain.show(located.from_plain("x" * 100, "w")) == f"'{'x' * 57}...'"
+
+
+PLAIN = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=8),
+        st.sampled_from(["low_rank", "strip_metadata", "arm", "re:(", "path"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(["low_rank", "ignore", "energy", "path", "isa"]), inner, max_size=3
+        ),
+    ),
+    max_leaves=6,
+)
+KEYS = ["name", "description", "target", "data", "budget", "objective", "passes", "other"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(KEYS), PLAIN))
+def test_any_data_is_a_recipe_or_a_fault(data: dict[str, Any]) -> None:
+    """Nothing but RecipeError, and each fault has its place."""
+    text = yaml.safe_dump(data, allow_unicode=True)
+    got, errors = reader.read(located.parse(text, "r.yaml"))
+    assert (got is None) == bool(errors)
+    for error in errors:
+        assert error.where.startswith("r.yaml:"), error
+        assert error.message
+        assert "\n" not in error.message
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="ab:-[]{}&*!|>%@`'\"#,? \n\t0.~<", max_size=30))
+def test_any_text_is_values_or_a_fault(text: str) -> None:
+    try:
+        located.parse(text, "r.yaml")
+    except RecipeError as e:
+        assert e.where.startswith("r.yaml")

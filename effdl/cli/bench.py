@@ -23,8 +23,9 @@ def bench(
 ) -> None:
     """Measure models side by side, with a verdict.
 
-    Latency with its spread, load time, peak memory and file size on ONNX Runtime. Runs are interleaved in alternating order in processes of their own, at ORT_ENABLE_ALL, so that
-    noise hits all models alike. The verdict compares each model with the first.
+    Latency with its spread, load time, peak memory and file size on ONNX Runtime. Runs are
+    interleaved in alternating order in processes of their own, at ORT_ENABLE_ALL, so that noise hits
+    all models alike. The verdict compares each model with the first.
     """
     from effdl import api
     from effdl.render import bench as render

@@ -18,7 +18,8 @@ def inspect(
 ) -> None:
     """Show what is in a model, and what effdl could do.
 
-    Ops, parameters, MACs, bytes by dtype, opset and dynamic dimensions. Runs nothing: works on models with operators that this ONNX Runtime does not have.
+    Ops, parameters, MACs, bytes by dtype, opset and dynamic dimensions. Runs nothing: works on
+    models with operators that this ONNX Runtime does not have.
     """
     from effdl import api
     from effdl.render import inspect as render

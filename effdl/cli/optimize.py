@@ -68,7 +68,8 @@ def optimize(
     """Run a recipe over a model; verify, measure, save.
 
     Every pass is checked against the model before it, the written file is read back and compared
-    with the original, and both are measured side by side. The output appears only when it is complete and verified; an older file stays until then.
+    with the original, and both are measured side by side. The output appears only when it is
+    complete and verified; an older file stays until then.
     """
     from effdl import api
     from effdl.cli.pipes import model_in, model_out, write_text

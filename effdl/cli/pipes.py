@@ -6,13 +6,13 @@ import json as jsonlib
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from effdl.errors import ModelError, OutputError, UsageError
+from effdl.graph.scratch import scratch
 
 
 @contextmanager
@@ -23,8 +23,8 @@ def model_in(name: str) -> Iterator[Path]:
         return
     if sys.stdin.isatty():
         raise UsageError("- reads the model from stdin, and stdin is a terminal")
-    with tempfile.TemporaryDirectory(prefix="effdl-") as folder:
-        path = Path(folder) / "stdin.onnx"
+    with scratch() as folder:
+        path = folder / "stdin.onnx"
         with path.open("wb") as f:
             shutil.copyfileobj(sys.stdin.buffer, f)
         if not path.stat().st_size:
@@ -44,8 +44,8 @@ def model_out(name: str | None, *, json: bool) -> Iterator[Path | None]:
         raise UsageError(
             "-o - writes the model to stdout, and stdout is a terminal", hint="| cat > out.onnx"
         )
-    with tempfile.TemporaryDirectory(prefix="effdl-") as folder:
-        path = Path(folder) / "stdout.onnx"
+    with scratch() as folder:
+        path = folder / "stdout.onnx"
         yield path
         if not path.exists():  # a dry run
             return

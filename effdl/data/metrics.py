@@ -84,10 +84,8 @@ def _top(outputs: Array, labels: Array, k: int) -> float:
     scores, truth = np.asarray(outputs), np.asarray(labels)
     if truth.dtype.kind not in "iub":
         raise DataError(f"labels must be class numbers, not {truth.dtype}")
-    if scores.ndim > 2 and truth.ndim == 1:
-        scores = scores.reshape(len(scores), *(d for d in scores.shape[1:] if d != 1))
-    truth = truth.reshape(truth.shape[:1] + tuple(d for d in truth.shape[1:] if d != 1))
-    if scores.ndim < 2 or truth.shape != (len(scores), *scores.shape[2:]) or not truth.size:
+    scores, truth = _without_ones(scores), _without_ones(truth)
+    if scores.ndim < 2 or truth.shape != _positions(scores) or not truth.size:
         raise _shapes(f"top{k}", outputs, labels)
     classes = scores.shape[1]
     if truth.min() < 0 or truth.max() >= classes:
@@ -99,6 +97,16 @@ def _top(outputs: Array, labels: Array, k: int) -> float:
     best = np.argsort(-scores.astype(np.float64), axis=1, kind="stable")[:, :k]
     hit = (best == flat).any(axis=1) & ~np.isnan(scores).any(axis=1)
     return float(hit.mean())
+
+
+def _without_ones(array: Array) -> Array:
+    """Drop axes of length 1, but not the samples."""
+    return array.reshape([d for k, d in enumerate(array.shape) if k == 0 or d != 1])
+
+
+def _positions(scores: Array) -> tuple[int, ...]:
+    """The shape of the labels of ``scores``: all axes but that of the classes."""
+    return tuple(d for k, d in enumerate(scores.shape) if k != 1)
 
 
 def _alike(outputs: Array, labels: Array, name: str) -> tuple[Array, Array]:

@@ -127,7 +127,7 @@ def _read(path: Path, wanted: list[str]) -> dict[str, Array]:
 
 def _unreadable(e: Exception, where: str, name: str = "") -> DataError:
     place = f"array '{name}' " if name else "the file "
-    if "allow_pickle" in str(e) and name:
+    if "Object arrays" in str(e):
         return DataError(
             f"{place}holds Python objects, not numbers",
             hint="save plain number arrays: numpy.savez(path, name=array)",

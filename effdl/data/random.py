@@ -109,12 +109,13 @@ def resolve_dims(
         UsageError: ``dims`` names what the model does not have.
     """
     given = check_dims(model, dims)
-    if set(dynamic_dims(model)) <= set(given):
-        return guess_dims(model, given)
+    best = guess_dims(model, given)
+    if all(guess_dims(model, given, k) == best for k in range(1, ATTEMPTS)):
+        return best  # no other guess to choose from: a large model need not be opened
     try:
         return _resolve(model, _plans(model), given, 0, target)[0]
     except ModelError:  # running it is somebody else's task: the guess serves to count MACs
-        return guess_dims(model, given)
+        return best
 
 
 def _resolve(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from effdl.graph.edit import remove, rename_value, renamed, roots, unused
+from effdl.graph.edit import raise_ir_version, remove, rename_value, renamed, roots, unused
 from effdl.graph.walk import all_graphs, all_nodes, is_op, subgraphs_of
 from effdl.graph.weights import Names
 
@@ -25,7 +25,7 @@ def clean(model: ir.Model) -> int:
     changes += sum(_remove_initializers(graph) for graph in all_graphs(model))
     changes += _remove_functions(model)
     changes += _remove_imports(model)
-    return changes + _fix_names(model)
+    return changes + _fix_names(model) + int(raise_ir_version(model))
 
 
 def _sort(graph: ir.Graph) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from effdl.graph.walk import subgraphs_of
+from effdl.graph.walk import all_graphs, subgraphs_of
 
 
 def renamed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
@@ -123,3 +123,15 @@ def roots(model: ir.Model) -> Iterator[tuple[ir.Graph, dict[str, int], bool]]:
 def has_reference(node: ir.Node) -> bool:
     """Whether an attribute of ``node`` is a parameter of the function it stands in."""
     return any(a.is_ref() for a in node.attributes.values())
+
+
+def raise_ir_version(model: ir.Model) -> bool:
+    """Make the format's version one that allows the model's initializers; whether it changed.
+
+    Before version 4 every initializer had to be a graph input as well.
+    """
+    own = (v for g in all_graphs(model) for v in g.initializers.values())
+    if model.ir_version >= 4 or all(v.is_graph_input() for v in own):
+        return False
+    model.ir_version = 4
+    return True

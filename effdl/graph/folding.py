@@ -132,9 +132,7 @@ class _Round:
         if not self._is_candidate(node):
             return False
         inputs = [self._array(v) for v in node.inputs]
-        missing = any(
-            v is not None and a is None for v, a in zip(node.inputs, inputs, strict=True)
-        )
+        missing = any(v is not None and a is None for v, a in zip(node.inputs, inputs, strict=True))
         if missing or not node.inputs:
             facts.visit(node)
             elements = facts.of(node.outputs[0])
@@ -302,7 +300,9 @@ def freed_bytes(node: ir.Node) -> int:
                 if value.is_initializer() and value.const_value is not None:
                     size = _tensor_bytes(value.const_value)
                     freed += size + _OVERHEAD + len(value.name or "")
-            elif not any(o.is_graph_output() or remaining.get(o, len(o.uses())) for o in maker.outputs):
+            elif not any(
+                o.is_graph_output() or remaining.get(o, len(o.uses())) for o in maker.outputs
+            ):
                 todo.append(maker)
     return freed
 
@@ -320,5 +320,3 @@ def _reads(node: ir.Node) -> Iterator[ir.Value]:
     for graph in subgraphs_of(node):
         for inner in graph.all_nodes():
             yield from (v for v in inner.inputs if v is not None)
-
-

@@ -96,7 +96,7 @@ class _Editor:
         return 1
 
     def _merge(self, node: ir.Node) -> int:
-        for rule in (_merge_transposes, _merge_casts):
+        for rule in (_merge_transposes, _merge_casts, _plain_cast):
             what = rule(node, self.scope)
             if what:
                 self.touch(node, what)
@@ -251,7 +251,9 @@ def _slice(node: ir.Node, scope: Scope) -> bool:
     if axes is None or steps is None or set(steps) - {1} or any(starts) or len(axes) != len(ends):
         return False
     dims = scope.shapes.of(node.inputs[0])
-    return all(end >= _FAR or _covers(end, axis, dims) for end, axis in zip(ends, axes, strict=True))
+    return all(
+        end >= _FAR or _covers(end, axis, dims) for end, axis in zip(ends, axes, strict=True)
+    )
 
 
 def _covers(end: int, axis: int, dims: tuple[int | str | None, ...] | None) -> bool:
@@ -259,8 +261,6 @@ def _covers(end: int, axis: int, dims: tuple[int | str | None, ...] | None) -> b
         return False
     size = dims[axis]
     return isinstance(size, int) and end >= size
-
-
 
 
 _RULES: dict[str, Rule] = {
@@ -306,6 +306,19 @@ def _merge_transposes(node: ir.Node, scope: Scope) -> str:
     node.replace_input_with(0, source)
     remove_if_unused(first)
     return "merged with the Transpose before it"
+
+
+def _plain_cast(node: ir.Node, scope: Scope) -> str:
+    """CastLike to a type that is known: a Cast does not hold on to the tensor it is like."""
+    if not is_op(node, "CastLike"):
+        return ""
+    dtype = scope.shapes.dtype(node.inputs[1])
+    if dtype is None or scope.shapes.dtype(node.inputs[0]) is None:
+        return ""
+    node.op_type = "Cast"
+    node.resize_inputs(1)
+    node.attributes["to"] = ir.AttrInt64("to", int(dtype))
+    return f"became a Cast to {dtype.name}"
 
 
 _INT_BITS = {

@@ -13,9 +13,7 @@ from effdl.graph.walk import all_graphs, all_nodes, is_op, subgraphs_of
 from effdl.graph.weights import Array, Names, constant
 
 
-def inline_ifs(
-    model: ir.Model, shapes: Shapes, known: dict[ir.Value, Array], touch: Report
-) -> int:
+def inline_ifs(model: ir.Model, shapes: Shapes, known: dict[ir.Value, Array], touch: Report) -> int:
     """Put the branch that is always taken in the place of each such If; return how many there were."""
     changes = 0
     for root, _, is_function in roots(model):
@@ -39,6 +37,8 @@ def _inline_in(
                 changes += _inline_in(inner, model, shapes, known, function, touch)
             continue
         branch = node.attributes["then_branch" if condition else "else_branch"].as_graph()
+        if len(branch.outputs) != len(node.outputs):
+            continue  # an invalid If, left to whoever runs it
         _inline(node, branch, _NameUse(model), graph is function)
         touch(node, f"always takes the {'then' if condition else 'else'} branch, inlined")
         changes += 1

@@ -5,11 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -19,12 +15,12 @@ from google.protobuf.message import DecodeError
 
 from effdl.errors import ModelError, OutputError
 from effdl.graph.proto import skeleton_proto, split_proto
+from effdl.graph.scratch import exclusive, locked_folder, remove_abandoned
 from effdl.graph.weights import initializers
 
 INLINE_LIMIT = 1_900_000_000
 """Bytes of weights above which they go beside the model: a protobuf message holds 2 GiB."""
 METADATA_PREFIX = "effdl."
-_STAGE = "effdl-tmp-"
 
 
 def load(path: str | Path) -> ir.Model:
@@ -208,14 +204,16 @@ class Stage:
 
     def __init__(self, goal: Path) -> None:
         self.goal = goal
-        try:
-            self._folder = Path(tempfile.mkdtemp(prefix=f".{goal.name}.{_STAGE}", dir=goal.parent))
-        except OSError as e:
-            raise output_error(goal, e) from e
-        self.path = self._folder / goal.name
-        self._lock = _lock(self._folder)
+        self._stack = ExitStack()
 
     def __enter__(self) -> Stage:
+        try:
+            self._folder = self._stack.enter_context(
+                locked_folder(self.goal.parent, _prefix(self.goal))
+            )
+        except OSError as e:
+            raise output_error(self.goal, e) from e
+        self.path = self._folder / self.goal.name
         return self
 
     def __exit__(
@@ -224,9 +222,7 @@ class Stage:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if self._lock is not None:
-            os.close(self._lock)
+        self._stack.close()
 
     def write(
         self, model: ir.Model, *, external: bool | None = None, max_shard_bytes: int | None = None
@@ -260,7 +256,7 @@ class Stage:
     def commit(self) -> None:
         """Move the model to its goal: data files first, then the model in one rename."""
         try:
-            with _locked_folder(self.goal.parent):
+            with exclusive(self.goal.parent):
                 old = _stale_candidates(self.goal)
                 fresh = data_files(self.path)
                 for file in (*fresh, self.path):
@@ -321,16 +317,18 @@ def check_goal(path: str | Path) -> Path:
 
 def clean_leftovers(goal: Path) -> None:
     """Remove what killed runs left beside ``goal``: stages nobody holds, data files nobody names."""
-    for folder in goal.parent.glob(f".{goal.name}.{_STAGE}*"):
-        lock = _lock(folder)
-        if lock is not None or sys.platform == "win32":
-            shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-    with suppress(OSError), _locked_folder(goal.parent):
-        used = set(data_files(goal)) if goal.is_file() and goal.stat().st_size else set()
+    remove_abandoned(goal.parent, _prefix(goal))
+    with suppress(OSError), exclusive(goal.parent):
+        used = set()
+        if goal.is_file():
+            with suppress(DecodeError):  # what is there is no model: it names no data files
+                used = set(data_files(goal))
         for file in _stale_candidates(goal) - used:
             file.unlink(missing_ok=True)
+
+
+def _prefix(goal: Path) -> str:
+    return f".{goal.name}.effdl-tmp-"
 
 
 def _stale_candidates(goal: Path) -> set[Path]:
@@ -351,37 +349,3 @@ def _sync(path: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def _lock(folder: Path) -> int | None:
-    """Hold ``folder`` until the descriptor is closed; None when another process holds it."""
-    if sys.platform == "win32":
-        return None
-    import fcntl
-
-    try:
-        fd = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        return None
-    return fd
-
-
-@contextmanager
-def _locked_folder(folder: Path) -> Iterator[None]:
-    """Let one process at a time rename files in ``folder``."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)

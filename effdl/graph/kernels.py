@@ -62,7 +62,8 @@ class Kernels:
         proto = _model(node, dtypes, opsets)
         size = _output_bytes(proto, inputs)
         if size is None and (
-            node.op_type in _SIZED_BY_VALUE or sum(a.size for a in inputs if a is not None) > 1 << 20
+            node.op_type in _SIZED_BY_VALUE
+            or sum(a.size for a in inputs if a is not None) > 1 << 20
         ):
             return "its size cannot be told before computing it"
         if size is not None and size > limit:
@@ -149,7 +150,9 @@ def _output_bytes(proto: onnx.ModelProto, inputs: Sequence[Array | None]) -> int
     total = 0
     for output in inferred.graph.output:
         tensor = output.type.tensor_type
-        if not tensor.HasField("shape") or not all(d.HasField("dim_value") for d in tensor.shape.dim):
+        if not tensor.HasField("shape") or not all(
+            d.HasField("dim_value") for d in tensor.shape.dim
+        ):
             return None
         count = prod(d.dim_value for d in tensor.shape.dim)
         total += count * _item_bytes(tensor.elem_type)

@@ -12,8 +12,10 @@ _PLACEHOLDER = "effdl-weights"
 # ONNX Runtime takes these from numpy without a copy; 4-bit, 8-bit float and bfloat16 stay inside.
 _NATIVE = {
     ir.DataType[name]
-    for name in ("FLOAT", "DOUBLE", "FLOAT16", "BOOL")
-    + tuple(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
+    for name in (
+        *("FLOAT", "DOUBLE", "FLOAT16", "BOOL"),
+        *("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"),
+    )
 }
 
 

@@ -116,7 +116,7 @@ class _Folder:
             weights.append(constant)
         ends = [
             onnx.helper.make_node("Identity", [inner.name], [outer])
-            for inner, outer in zip(taken.output, node.output, strict=True)
+            for inner, outer in zip(taken.output, node.output, strict=False)
             if outer
         ]
         return [*weights, *taken.node, *ends]
@@ -211,7 +211,9 @@ def _constant(node: onnx.NodeProto) -> Array | None:
 def _is_small(tensor: TensorProto) -> bool:
     """Whether ``tensor`` is worth knowing: small numbers that are here, not in a file."""
     here = tensor.data_location != TensorProto.EXTERNAL
-    return here and tensor.data_type != TensorProto.STRING and math.prod(tensor.dims) <= _MAX_ELEMENTS
+    return (
+        here and tensor.data_type != TensorProto.STRING and math.prod(tensor.dims) <= _MAX_ELEMENTS
+    )
 
 
 def _constant_node(name: str, array: Array) -> onnx.NodeProto:

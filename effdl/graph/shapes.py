@@ -8,9 +8,11 @@ import onnx
 import onnx_ir as ir
 
 from effdl.graph.dims import Dims, check_dims, dims_of, dynamic_dims
+from effdl.graph.edit import rename_value
 from effdl.graph.proto import skeleton_proto
 from effdl.graph.shape_values import Array, fold, graphs
 from effdl.graph.stand_ins import stand_in
+from effdl.graph.weights import constant_tensor
 
 __all__ = ["Shapes", "dynamic_dims", "infer", "infer_into"]
 _ROUNDS = 40
@@ -98,6 +100,9 @@ def infer(
     known = {}
     for name, value in table.items():
         elem, shape = types.get(name, (0, None))
+        tensor = constant_tensor(value)
+        if tensor is not None:
+            elem, shape = int(tensor.dtype), tuple(tensor.shape.numpy())
         dtype = ir.DataType(elem) if elem else value.dtype
         declared = _pinned(dims_of(value.shape), pinned)
         known[value] = (dtype, _merge(_drop_symbols(shape, symbols), declared))
@@ -139,7 +144,7 @@ def _name_uniquely(model: ir.Model, twin: ir.Model) -> dict[str, ir.Value]:
     The branches of one If may use the same names, which makes a table by name ambiguous.
     """
     table: dict[str, ir.Value] = {}
-    for value, other in _value_pairs(model, twin):
+    for value, other in list(_value_pairs(model, twin)):
         if not value.name:
             continue
         name, k = value.name, 1
@@ -147,7 +152,7 @@ def _name_uniquely(model: ir.Model, twin: ir.Model) -> dict[str, ir.Value]:
             k += 1
             name = f"{value.name}__{k}"
         if name != other.name:
-            other.name = name
+            rename_value(other, name)  # clones share tensors, which carry the name
         table[name] = value
     return table
 
@@ -248,18 +253,20 @@ def _seed(
     """Declare what the model itself says about values that inference left open."""
     seeded = False
     for graph in graphs(proto.graph):
-        outputs = {o.name for o in graph.output}
+        outputs = {o.name: o for o in graph.output}
         for name in (o for node in graph.node for o in node.output):
             value = table.get(name)
-            if value is None or name in outputs:
+            if value is None or (graph is proto.graph and name in outputs):
                 continue
             found = types.get(name, (0, None))[1]
-            declared = _pinned(dims_of(value.shape), dims)
-            merged = _merge(found, declared)
+            merged = _merge(found, _pinned(dims_of(value.shape), dims))
             if merged != found and merged is not None and value.dtype is not None:
                 shape = [d if isinstance(d, int) else None for d in merged]
                 info = onnx.helper.make_tensor_value_info(name, int(value.dtype), shape)
-                graph.value_info.append(info)
+                if name in outputs:
+                    outputs[name].CopyFrom(info)
+                else:
+                    graph.value_info.append(info)
                 seeded = True
     return seeded
 

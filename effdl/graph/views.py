@@ -101,7 +101,9 @@ def _replace(
         "Reshape",
         [source, shape],
         name=names.fresh(f"{node.name or node.op_type}_reshape"),
-        outputs=[ir.Value(name=names.fresh(old.name or "reshaped"), type=old.type, shape=old.shape)],
+        outputs=[
+            ir.Value(name=names.fresh(old.name or "reshaped"), type=old.type, shape=old.shape)
+        ],
     )
     graph.insert_before(node, merged)
     assert can_forward(old, merged.outputs[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from google.protobuf.message import DecodeError
 from effdl.data.feeds import Feed, Feeds, nbytes
 from effdl.errors import DataError, ModelError, UsageError
 from effdl.graph import io
+from effdl.graph.scratch import scratch
 from effdl.measure import verdict
 from effdl.measure.client import WorkerProcess, describe, write_feeds
 from effdl.measure.size import zstd_size
@@ -73,7 +73,7 @@ def bench(
     used = _pick(feeds)
     load_before = _load_average()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="effdl-bench-")))
+        folder = stack.enter_context(scratch())
         files = write_feeds(used, folder)
         workers, loads = [], []
         for k, path in enumerate(paths):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from effdl.graph.io import data_files
 
@@ -26,20 +27,20 @@ def zstd_size(path: Path) -> int:
 
 def zstd_size_of_bytes(data: bytes) -> int:
     """Return the length of ``data`` after zstd at level 3."""
-    return len(_compressor().compress(data, _zstd().ZstdCompressor.FLUSH_FRAME))
+    return _stream_size(BytesIO(data))
 
 
 def _file_size(path: Path) -> int:
-    compressor = _compressor()
-    total = 0
     with path.open("rb") as f:
-        while chunk := f.read(_CHUNK):
-            total += len(compressor.compress(chunk))
+        return _stream_size(f)
+
+
+def _stream_size(stream: BinaryIO) -> int:
+    compressor = _zstd().ZstdCompressor(level=LEVEL)
+    total = 0
+    while chunk := stream.read(_CHUNK):
+        total += len(compressor.compress(chunk))
     return total + len(compressor.flush())
-
-
-def _compressor() -> Any:
-    return _zstd().ZstdCompressor(level=LEVEL)
 
 
 def _zstd() -> Any:

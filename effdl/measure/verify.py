@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from effdl.data.feeds import Feed, Feeds
+from effdl.data.feeds import Feeds
 from effdl.data.random import random_feeds, resolve_dims
 from effdl.errors import EffdlError, ModelError
-from effdl.measure.fidelity import compare_outputs, same
+from effdl.measure.fidelity import compare_outputs, fit, same
 from effdl.report import OutputError
-from effdl.runtime.session import Session, open_session
+from effdl.runtime.session import open_session
 from effdl.runtime.target import Target
 
 Outputs = list[dict[str, Any]]
@@ -101,19 +100,6 @@ def run_all(model: ir.Model | Path, feeds: Feeds, target: Target) -> Outputs:
     """
     session = open_session(model, target)
     return [session.run(fit(feed, session)) for feed in feeds]
-
-
-def fit(feed: Mapping[str, np.ndarray[Any, Any]], session: Session) -> Feed:
-    """Return the arrays of ``feed`` that the session takes, floats cast to its precision."""
-    fitted: Feed = {}
-    for port in session.inputs:
-        if port.name not in feed:
-            continue
-        array = feed[port.name]
-        if port.dtype is not None and array.dtype.kind == "f" and port.dtype.kind == "f":
-            array = array.astype(port.dtype, copy=False)
-        fitted[port.name] = array
-    return fitted
 
 
 def verification_feeds(

@@ -77,11 +77,11 @@ class LowRank(NodePass):
     energy: float | None = Field(None, gt=0, le=1)
     """Share of the squared singular values that stays; 0.9 when neither this nor ratio is given."""
     ratio: float | None = Field(None, gt=0, lt=1)
-    """MACs of every layer relative to before, instead of energy."""
+    """MACs of every layer relative to before, but for the rounding of ranks; instead of energy."""
     min_rank: int = Field(1, ge=1)
     """Never a rank below this."""
     multiple_of: int | None = Field(None, ge=1)
-    """Round ranks to a multiple of this; none: what the target's vectors hold, 16 or 8."""
+    """Ranks are multiples of this; none: what the target's vectors hold, 16 or 8."""
     min_saving: float = Field(0.1, ge=0, lt=1)
     """Leave a layer alone that would save less than this share of its MACs."""
 
@@ -156,9 +156,16 @@ class LowRank(NodePass):
         least = f"saving {self.min_saving:.0%} of {split.macs:,} MACs allows rank {cap}"
         if self.ratio is not None:
             fits = rank_for_ratio(split.macs, split.per_rank, self.ratio)
-            rank = max(round_rank(fits, multiple, up=False), self.min_rank)
-            if fits < 1 or rank > cap:
-                return f"{self.ratio:.0%} of {split.macs:,} MACs allow rank {fits} of {split.side}"
+            rank = round_rank(fits, multiple, up=False)
+            if rank > cap:
+                rank -= multiple
+            if rank:
+                rank = max(rank, self.min_rank)
+            if not 0 < rank <= cap:
+                return (
+                    f"{self.ratio:.0%} of {split.macs:,} MACs allow rank {fits} of {split.side}, "
+                    f"the least is {max(multiple, self.min_rank)}"
+                )
             return _Plan(split, leading_svd(split.matrix, rank, seed=seed), rank)
         energy = _DEFAULT_ENERGY if self.energy is None else self.energy
         floor = round_rank(self.min_rank, multiple, up=True)

@@ -9,11 +9,11 @@ from pydantic import Field
 
 from effdl.graph.clean import clean
 from effdl.graph.dedup import merge_initializers, merge_nodes
+from effdl.graph.edit import raise_ir_version
 from effdl.graph.folding import Folder
 from effdl.graph.identities import remove_identities
 from effdl.graph.inline import inline_ifs
 from effdl.graph.shapes import infer
-from effdl.graph.walk import all_graphs
 from effdl.passes.base import Context, Pass
 
 _ROUNDS = 50
@@ -63,15 +63,13 @@ class Simplify(Pass):
             if kinds.total() > before:
                 shapes = infer(model)
             kinds["folded"] += folder.run(model, shapes)
-            kinds["identities"] += remove_identities(
-                model, shapes, folder.known, ctx.touch, skip
-            )
+            kinds["identities"] += remove_identities(model, shapes, folder.known, ctx.touch, skip)
             kinds["duplicate_weights"] += merge_initializers(model, ctx.touch)
             kinds["duplicate_nodes"] += merge_nodes(model, ctx.touch, skip)
             kinds["dead"] += clean(model)
             if kinds.total() == before:
                 break
-        _raise_ir_version(model)
+        kinds["format_version"] = int(raise_ir_version(model))
         for name, reason in skipped:
             ctx.skip(name, reason)
         for kind, count in kinds.items():
@@ -91,11 +89,3 @@ def _drop_defaults(model: ir.Model, ctx: Context) -> int:
     for value in weights:
         ctx.touch(value.name or "", "no longer an input, only a constant")
     return len(weights)
-
-
-def _raise_ir_version(model: ir.Model) -> None:
-    """Before version 4 of the format every initializer had to be an input as well."""
-    if model.ir_version < 4 and any(
-        not v.is_graph_input() for g in all_graphs(model) for v in g.initializers.values()
-    ):
-        model.ir_version = 4

@@ -156,7 +156,7 @@ def rank_for_ratio(before: float, per_rank: float, ratio: float) -> int:
 
 
 def round_rank(rank: int, multiple: int, *, up: bool) -> int:
-    """Return ``rank`` rounded to a multiple; downwards it stays as it is below the first multiple."""
+    """Return the multiple above ``rank``, or the nearest one (the lower of two; 0 below the first)."""
     if up:
         return -(-rank // multiple) * multiple
-    return rank if rank < multiple else rank - rank % multiple
+    return 0 if rank < multiple else (rank + (multiple - 1) // 2) // multiple * multiple

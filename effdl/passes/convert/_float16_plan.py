@@ -77,10 +77,7 @@ def make_plan(
             plan.kept[node] = slots
     for node in list(plan.half):
         reason = excluded(node)
-        if reason is None and _beside_quantized(node):
-            reason = "it stands beside a quantized node, whose kernels take float32"
-        if reason is None and any(_captured(o) for o in node.outputs):
-            reason = "a subgraph returns its output"
+        reason = _neighbour_fault(node, shapes) if reason is None else reason
         if reason is not None:
             plan.keep(node, reason)
     for node in _size_arithmetic(model, shapes):
@@ -96,6 +93,23 @@ def make_plan(
         _check_activations(model, plan, limit, feeds)
     _settle_neutral(model, plan, keep_io_types)
     return plan
+
+
+def _neighbour_fault(node: ir.Node, shapes: Shapes) -> str | None:
+    """Return why what ``node`` reads or what reads it forces it to stay float32."""
+    if _beside_quantized(node):
+        return "it stands beside a quantized node, whose kernels take float32"
+    for value in node.inputs:
+        if value is not None and is_default(value) and shapes.dtype(value) == FLOAT:
+            return f"its weight '{value.name}' is also a graph input: run simplify before"
+    if any(_captured(o) for o in node.outputs):
+        return "a subgraph returns its output"
+    return None
+
+
+def is_default(value: ir.Value) -> bool:
+    """Whether ``value`` is a graph input with an initial value, which a caller may replace."""
+    return value.is_graph_input() and value.is_initializer()
 
 
 def _beside_quantized(node: ir.Node) -> bool:

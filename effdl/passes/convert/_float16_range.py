@@ -101,6 +101,7 @@ def largest(
     twins = dict(zip(model.graph.inputs, twin.graph.inputs, strict=True))
     for node, other in zip(model.graph, twin.graph, strict=True):
         twins.update(zip(node.outputs, other.outputs, strict=True))
+    twin.ir_version = max(twin.ir_version, 4)  # before, initializers had to be graph inputs
     names = Names(twin)
     flat = add_initializer(twin.graph, names, "flat", np.array([-1], np.int64))
     zero = add_initializer(twin.graph, names, "zero", np.zeros(1, np.float32))

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from effdl.graph.edit import can_forward, forward, remove_if_unused, rename_value
 from effdl.graph.shapes import Shapes
 from effdl.graph.walk import int_attr, is_op, producer
-from effdl.graph.weights import Array, Names, add_initializer, constant
-from effdl.passes.convert._float16_plan import Plan
+from effdl.graph.weights import Names, add_initializer, constant
+from effdl.passes.convert._float16_plan import Plan, is_default
 from effdl.passes.convert._float16_range import lost, over, to_half
 from effdl.passes.convert._float16_slots import FLOAT, HALF, is_tensor
 
@@ -40,6 +40,7 @@ class Rewriter:
     def __init__(
         self, model: ir.Model, shapes: Shapes, plan: Plan, keep_io_types: bool, max_finite: float
     ) -> None:
+        self._model = model
         self._graph = model.graph
         self._shapes = shapes
         self._plan = plan
@@ -49,7 +50,11 @@ class Rewriter:
         self._written = {
             node.outputs[i] for node, slots in plan.half.items() for i in slots.outputs
         }
-        self._inputs = {v for v in model.graph.inputs if shapes.dtype(v) == FLOAT and is_tensor(v)}
+        self._inputs = {
+            v
+            for v in model.graph.inputs
+            if shapes.dtype(v) == FLOAT and is_tensor(v) and not is_default(v)
+        }
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.counts = Counts()
 
@@ -99,6 +104,8 @@ class Rewriter:
         small = to_half(array, self._max_finite)
         node = value.producer()
         if len(half) < len(uses) or value.is_graph_output():
+            # before version 4, initializers had to be graph inputs too
+            self._model.ir_version = max(self._model.ir_version, 4)
             new = add_initializer(self._graph, self._names, f"{value.name}_float16", small)
             for user, index in half:
                 user.replace_input_with(index, new)
@@ -176,8 +183,6 @@ class Rewriter:
     def _set_type(self, value: ir.Value) -> None:
         if self._stored(value) == HALF and value.type is not None:
             value.type = ir.TensorType(HALF)
-            if value in self._inputs and (array := _initial(value)) is not None:
-                value.const_value = ir.tensor(to_half(array, self._max_finite), name=value.name)
 
     def _bypass(self, nodes: list[ir.Node]) -> None:
         """Remove the model's own Casts that now cast float16 to float16 or that nobody reads."""
@@ -203,8 +208,3 @@ class Rewriter:
 
 def _word(dtype: ir.DataType) -> str:
     return "float16" if dtype == HALF else "float32"
-
-
-def _initial(value: ir.Value) -> Array | None:
-    tensor = value.const_value
-    return None if tensor is None else tensor.numpy()

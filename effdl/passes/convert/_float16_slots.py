@@ -112,7 +112,7 @@ def _schema_slots(
         return f"{node.op_type} mixes sizes and data in one type"
     results = frozenset(i for i in outs if _variable(schema.outputs, i) in bound)
     if not chosen and not results:
-        return f"{node.op_type} of opset {schema.since_version} takes no float16"
+        return f"the schema of {node.op_type} (opset {schema.since_version}) has no float16 here"
     return Slots(chosen, results)
 
 

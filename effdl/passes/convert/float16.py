@@ -11,7 +11,7 @@ from pydantic import Field
 from effdl.graph.shapes import infer
 from effdl.graph.walk import opset
 from effdl.passes.base import Context, NodePass, matches
-from effdl.passes.convert._float16_plan import Plan, make_plan
+from effdl.passes.convert._float16_plan import Plan, is_default, make_plan
 from effdl.passes.convert._float16_range import LARGEST
 from effdl.passes.convert._float16_rewrite import Counts, Rewriter
 from effdl.passes.convert._float16_slots import FLOAT
@@ -74,6 +74,11 @@ class ConvertFloat16(NodePass):
         """Return the number of nodes that became float16."""
         if opset(model) < self.min_opset:
             return 0
+        replaceable, weights = _replaceable(model)
+        if replaceable * 2 > weights:
+            reason = f"{replaceable} of {weights} weights are also graph inputs, which stay float32"
+            ctx.skip(model.graph.name or "graph", f"{reason}: run simplify before")
+            return 0
         shapes = infer(model)
         plan = make_plan(
             model,
@@ -88,9 +93,6 @@ class ConvertFloat16(NodePass):
                 ctx.skip(node, reason)
         if not plan.half:
             return 0
-        for value in model.graph.inputs:
-            if value.is_initializer() and shapes.dtype(value) == FLOAT and self.keep_io_types:
-                ctx.skip(value.name or "", "a weight that callers may feed stays float32")
         counts = Rewriter(model, shapes, plan, self.keep_io_types, self.max_finite).run()
         for node in plan.half:
             ctx.touch(node, "float32 -> float16")
@@ -118,3 +120,9 @@ class ConvertFloat16(NodePass):
             ctx.note(
                 "warning", "ONNX Runtime computes float16 more slowly than float32 on x86 CPUs"
             )
+
+
+def _replaceable(model: ir.Model) -> tuple[int, int]:
+    """Count the float32 weights that are also graph inputs, and all float32 weights."""
+    weights = [v for v in model.graph.initializers.values() if v.dtype == FLOAT]
+    return sum(is_default(v) for v in weights), len(weights)

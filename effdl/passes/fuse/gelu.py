@@ -199,8 +199,9 @@ def _root(anchor: ir.Node, form: _Form, x: ir.Value, argument: Expansion, shapes
             return _Match(form, x, root, tuple(dict.fromkeys(nodes)))
         near = f"what follows {label(anchor)} is another formula"
         value = root
-    if len(value.uses()) > 1 or value.is_graph_output():
-        near = f"'{value.name}' is used elsewhere"
+    if value.is_graph_output() or len(value.uses()) != 1:
+        what = "a graph output" if value.is_graph_output() else "used more than once"
+        near = f"up to '{value.name}' it is no Gelu, and '{value.name}' is {what}"
     raise Mismatch(near)
 
 

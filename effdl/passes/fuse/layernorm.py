@@ -125,9 +125,8 @@ def _replace(match: _Match, names: Names, renewed: dict[ir.Value, ir.Value], ctx
         graph, last, list(match.nodes), [node], [match.root], list(node.outputs)
     )
     renewed[match.root] = node.outputs[0]
-    parts = "".join(
-        f" with {n}" for n, v in (("scale", match.scale), ("bias", match.bias)) if v is not None
-    )
+    given = [n for n, v in (("scale", match.scale), ("bias", match.bias)) if v is not None]
+    parts = f" with {' and '.join(given)}" if given else ""
     ctx.touch(node, f"{len(match.nodes)} nodes -> LayerNormalization{parts}")
 
 

@@ -154,7 +154,9 @@ def _refusal(node: ir.Node, info: dict[str, ValueInfo], op_types: tuple[str, ...
         return "its op type is left out by the options" if is_op(node, *WEIGHTED) else None
     for index in activation_inputs(node):
         value = node.inputs[index]
-        found = info.get(value.name or "") if value is not None else None
+        if value is None or value.is_initializer() or constant_tensor(value) is not None:
+            return "its input is constant"
+        found = info.get(value.name or "")
         if found is None or found.dtype != ir.DataType.FLOAT:
             return "its input is not known to be float32"
     return _weighted(node, info) if is_op(node, *WEIGHTED) else _follower(node, info)

@@ -77,7 +77,10 @@ class QuantizeStatic(NodePass):
         """Return the number of nodes that became 8-bit."""
         form = self._format(ctx)
         chosen = self._select(model, ctx, form)
-        if chosen is None or not chosen.nodes:
+        if chosen is None:
+            return 0
+        if not chosen.nodes:
+            _tell_skipped(chosen, ctx)
             return 0
         if ctx.feeds is None or not len(ctx.feeds):
             raise DataError(
@@ -87,8 +90,7 @@ class QuantizeStatic(NodePass):
         seen = collect(model, names, ctx.feeds, threads=ctx.target.threads)
         if len(seen) < len(names):
             chosen = without(chosen, set(names) - set(seen), "a value is not finite on the data")
-        for node, reason in chosen.skipped:
-            ctx.skip(node, reason)
+        _tell_skipped(chosen, ctx)
         if not chosen.nodes:
             return 0
         self._write(model, ctx, form, chosen, seen)
@@ -153,3 +155,8 @@ class QuantizeStatic(NodePass):
         ctx.note("weight_type", form.weight_type)
         ctx.note("format_reason", form.reason)
         ctx.note("calibration_method", self.calibration_method)
+
+
+def _tell_skipped(chosen: Selection, ctx: Context) -> None:
+    for node, reason in chosen.skipped:
+        ctx.skip(node, reason)
