@@ -68,7 +68,9 @@ class Trial:
     def state(self) -> str:
         """Return ``old``, ``new``, or what is wrong."""
         digest = fingerprint(self.goal)
-        return self.states.get(digest, digest if digest.startswith("broken") else "another file")
+        return self.states.get(
+            digest, digest if digest.startswith("broken") else "complete, but neither"
+        )
 
     def writing(self) -> bool:
         """Whether a stage of the output is there."""

@@ -339,6 +339,32 @@ def test_the_models_own_casts_are_used_and_dropped() -> None:
     close(before, after)
 
 
+def test_a_cast_that_did_nothing_hides_no_float16_value() -> None:
+    before = model(
+        "f = Cast<to = 1>(x) b = If(c) <then_branch = t () => (float[2,4] p) { p = Relu(f) }, "
+        "else_branch = e () => (float[2,4] q) { q = Neg(f) }> y = Add(b, f)",
+        io_="float[2,4] x, bool c) => (float[2,4] y",
+    )
+    for keep_io_types in (True, False):
+        after, changes, _ = convert(before, ConvertFloat16(keep_io_types=keep_io_types))
+        assert changes
+        for c in (True, False):
+            feed = {"x": np.ones((2, 4), np.float32), "c": np.array(c)}
+            small = {"x": feed["x"].astype(after.graph.inputs[0].dtype.numpy()), "c": feed["c"]}
+            np.testing.assert_allclose(outputs(after, small)[0], outputs(before, feed)[0])
+
+
+def test_scattering_with_a_reduction_stays_float32() -> None:
+    before = model(
+        'a = Relu(x) b = ScatterND<reduction = "add">(a, i, u) y = Exp(b)',
+        "int64[1,1] i = {0}, float[1,4] u = {1.0, 2.0, 3.0, 4.0}",
+    )
+    after, changes, log = convert(before)
+    assert changes == 2
+    assert "scatters" in reasons(log)["ScatterND"]
+    close(before, after)
+
+
 def test_a_float16_model_is_left_byte_equal() -> None:
     half = model("a = Relu(x) y = Exp(a)", io_="float16[2,4] x) => (float16[2,4] y")
     _, changes, log = convert(half)

@@ -322,6 +322,19 @@ def test_gemm_before_a_float_activation_does_not_dequantize_weights_at_run_time(
     assert "FusedGemm" not in ran
 
 
+def test_matmul_before_an_add_does_not_dequantize_weights_at_run_time() -> None:
+    model = fill("""<ir_version: 8, opset_import: ["": 13]>
+        g (float[N,64] x) => (float[N,32] y) <float[64,32] w, float[32] b> {
+          m = MatMul(x, w)
+          y = Add(m, b)
+        }""")
+    after = quantized(model)
+    ran = fused_ops(after)
+    assert ran["QLinearMatMul"] == 1
+    assert "Gemm" not in ran
+    assert error(model, after) < 0.03
+
+
 def test_layer_norm_bias_and_residual_stay_float() -> None:
     model = fill("""<ir_version: 8, opset_import: ["": 17]>
         g (float[N,5,64] x) => (float[N,5,64] y) <float[64,64] w, float[64] b, float[64] s, float[64] t> {

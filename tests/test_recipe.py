@@ -643,7 +643,21 @@ def test_any_data_is_a_recipe_or_a_fault(data: dict[str, Any]) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="ab:-[]{}&*!|>%@`'\"#,? \n\t0.~<", max_size=30))
 def test_any_text_is_values_or_a_fault(text: str) -> None:
+    faults = []
     try:
         located.parse(text, "r.yaml")
     except RecipeError as e:
-        assert e.where.startswith("r.yaml")
+        faults.append(e)
+    assert all(e.where.startswith("r.yaml") and "\n" not in e.message for e in faults)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="passe.tringlow_k=1[]{}: *", max_size=30))
+def test_any_assignment_is_applied_or_a_fault(text: str) -> None:
+    base = recipe.load({"name": "n", "description": "d", "passes": ["low_rank"]})
+    for assignment in (text, f"passes.low_rank.{text}", f"target={text}", f"passes.1.ratio={text}"):
+        try:
+            where = f"--set {recipe.apply_overrides(base, [assignment]).passes[0].name}"
+        except UsageError as e:
+            where = e.where
+        assert where.startswith("--set ")

@@ -129,8 +129,6 @@ def test_saturation_guard_keeps_every_pair_within_16_bits() -> None:
     weight = np.random.default_rng(4).normal(0, 1, (20, 40)).astype(np.float32)
     weight[0] = 0
     weight[0, 0] = 1  # one lone weight cannot overflow
-    assert q.can_saturate(weight, 0)
-    assert not q.can_saturate(weight[:1], 0)
     scale = q.weight_scales(weight, 0, saturation_guard=True)
     ints = q.quantize(weight, scale, np.int8(0), "int8", 0).astype(np.int64)
     worst = 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from effdl.errors import ModelError, OutputError, UsageError
+from effdl.graph.io import data_files
 from effdl.graph.scratch import scratch
 
 
@@ -49,7 +50,7 @@ def model_out(name: str | None, *, json: bool) -> Iterator[Path | None]:
         yield path
         if not path.exists():  # a dry run
             return
-        if len(list(path.parent.iterdir())) > 1:
+        if data_files(path):
             raise OutputError(
                 "the model has weights beside it, which a pipe cannot carry",
                 hint="-o FILE.onnx",

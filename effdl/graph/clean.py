@@ -25,7 +25,7 @@ def clean(model: ir.Model) -> int:
     changes += sum(_remove_initializers(graph) for graph in all_graphs(model))
     changes += _remove_functions(model)
     changes += _remove_imports(model)
-    return changes + _fix_names(model) + int(raise_ir_version(model))
+    return changes + fix_names(model) + int(raise_ir_version(model))
 
 
 def _sort(graph: ir.Graph) -> int:
@@ -126,7 +126,8 @@ def _remove_imports(model: ir.Model) -> int:
     return changes
 
 
-def _fix_names(model: ir.Model) -> int:
+def fix_names(model: ir.Model) -> int:
+    """Make the names of nodes unique, and those of values in their scope; return the renamings."""
     changes = 0
     names: Names | None = None
     seen: set[str] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import sys
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PREFIX = "effdl-tmp-"
+_HELD = ".held"
 
 
 @contextmanager
@@ -32,8 +34,9 @@ def locked_folder(place: Path, prefix: str) -> Iterator[Path]:
     Raises:
         OSError: ``place`` cannot be written.
     """
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
-    lock = _hold(folder)
+    with exclusive(place):  # nobody takes the folder for abandoned before it is held
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+        lock = _hold(folder)
     try:
         yield folder
     finally:
@@ -46,11 +49,12 @@ def remove_abandoned(place: Path, prefix: str) -> None:
     """Remove the folders ``PREFIX...`` in ``place`` that no living process holds."""
     if sys.platform == "win32":  # no lock tells who lives
         return
-    for folder in place.glob(f"{glob_escape(prefix)}*"):
-        lock = _hold(folder)
-        if lock is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+    with exclusive(place):
+        for folder in place.glob(f"{glob.escape(prefix)}*"):
+            lock = _hold(folder)
+            if lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
 
 
 @contextmanager
@@ -63,27 +67,24 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     fd = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks: one run at a time is the user's part
+            fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
         os.close(fd)
 
 
-def glob_escape(text: str) -> str:
-    """Return ``text`` for a glob that matches it literally."""
-    import glob
-
-    return glob.escape(text)
-
-
 def _hold(folder: Path) -> int | None:
-    """Lock ``folder`` until the descriptor is closed; None when another process holds it."""
+    """Lock a file in ``folder`` until the descriptor is closed; None when another process has it.
+
+    Not the folder itself: ``exclusive`` locks those.
+    """
     if sys.platform == "win32":
         return None
     import fcntl
 
     with suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
+        fd = os.open(folder / _HELD, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -90,6 +90,8 @@ def parse(text: str, name: str, folder: Path | None = None) -> Located:
         if node is None:
             raise RecipeError("the recipe is empty", hint="effdl recipe init", where=name)
         return _Converter(loader, name, folder or Path()).convert(node)
+    except RecipeError as e:
+        raise one_line(e) from None
     except yaml.MarkedYAMLError as e:
         raise _syntax_error(e, name) from None
     except RecursionError:
@@ -124,6 +126,15 @@ def plain(located: Located) -> Any:
     if isinstance(located.value, list):
         return [plain(v) for v in located.value]
     return located.value
+
+
+def one_line(error: RecipeError) -> RecipeError:
+    """Write the control characters of quoted text out, so that the message stays one line."""
+    message, hint = (
+        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        for text in (error.message, error.hint)
+    )
+    return RecipeError(message, hint=hint, where=error.where)
 
 
 def with_value(located: Located, keys: tuple[str | int, ...], new: Located) -> Located:

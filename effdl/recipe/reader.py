@@ -15,7 +15,7 @@ from effdl import passes
 from effdl.errors import RecipeError, nearest
 from effdl.passes.base import NodePass, Pass
 from effdl.recipe.explain import coercions, faults, show
-from effdl.recipe.located import Located, from_plain, parse, plain, with_value
+from effdl.recipe.located import Located, from_plain, one_line, parse, plain, with_value
 from effdl.recipe.model import Head, Recipe, Step
 from effdl.recipe.shipped import preset_names, preset_text
 from effdl.recipe.writer import to_dict
@@ -78,7 +78,7 @@ def read(tree: Located) -> tuple[Recipe | None, list[RecipeError]]:
             steps.append(step)
     errors += _wrong_order(steps)
     if errors or head is None:
-        return None, sorted(errors, key=_position)
+        return None, [one_line(e) for e in sorted(errors, key=_position)]
     recipe = Recipe(**{k: getattr(head, k) for k in Head.model_fields}, passes=tuple(steps))
     recipe._source = tree
     return recipe, []
@@ -233,5 +233,5 @@ def _wrong_order(steps: list[Step]) -> Iterator[RecipeError]:
 
 
 def _position(error: RecipeError) -> tuple[int, int]:
-    parts = error.where.rsplit(":", 2)
-    return (int(parts[1]), int(parts[2])) if len(parts) == 3 and parts[2].isdigit() else (0, 0)
+    found = re.search(r":(\d+):(\d+)$", error.where)
+    return (int(found[1]), int(found[2])) if found else (0, 0)

@@ -166,13 +166,6 @@ def _largest_pair(rows: Float) -> Float:
     return pair
 
 
-def can_saturate(weight: Float, axis: int | None) -> bool:
-    """Whether int8 weights with absmax scales could overflow the 16-bit sum of two products."""
-    rows = _rows(weight, axis)
-    scale = np.maximum(np.abs(rows).max(axis=1, initial=0.0) / 127, _TINY)
-    return bool(np.any(_largest_pair(rows) / scale > PAIR_LIMIT - 1))
-
-
 def bias_scale_floor(bias: Float, input_scale: float) -> Float:
     """Return the smallest weight scale per channel with which the int32 bias cannot overflow."""
     return (np.abs(bias, dtype=np.float64) / (float(input_scale) * _BIAS_LIMIT)).astype(np.float32)

@@ -160,9 +160,8 @@ class Rewriter:
         if known is not None:
             return known
         back = producer(value, "Cast")
-        if not own and back is not None and self._shapes.dtype(back.inputs[0]) == to:
-            source = back.inputs[0]
-            assert source is not None
+        source = back.inputs[0] if back is not None else None
+        if not own and source is not None and self._now(source) == to:
             return source  # the model itself had cast it the other way
         made = value.producer()
         node = ir.node(
@@ -193,17 +192,18 @@ class Rewriter:
             was = self._shapes.dtype(source)
             if source is None or was not in (FLOAT, HALF):
                 continue
-            to_same = int_attr(node, "to", 0) == int(HALF) and self._is_half(source)
+            to_same = int_attr(node, "to", 0) == int(HALF) and self._now(source) == HALF
             if to_same and can_forward(target, source):
                 forward(target, source)
             if to_same or (was == HALF and not target.is_graph_output()):
                 remove_if_unused(node)
 
-    def _is_half(self, value: ir.Value) -> bool:
-        """Whether ``value`` is float16 now."""
-        if self._shapes.dtype(value) == FLOAT:
-            return value.dtype == HALF or self._stored(value) == HALF
-        return HALF in (self._shapes.dtype(value), value.dtype)
+    def _now(self, value: ir.Value) -> ir.DataType | None:
+        """Return the dtype that ``value`` has by this plan."""
+        dtype = self._shapes.dtype(value)
+        if dtype == FLOAT and value.dtype != HALF:
+            return self._stored(value)
+        return value.dtype or dtype
 
 
 def _word(dtype: ir.DataType) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
-from effdl.graph.walk import int_attr, is_op, subgraphs_of
+from effdl.graph.walk import int_attr, is_op, str_attr, subgraphs_of
 
 DtypeOf = Callable[[ir.Value | None], ir.DataType | None]
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
@@ -26,6 +26,7 @@ NEUTRAL = frozenset(
 _CONTRIB = ("Gelu", "FastGelu", "QuickGelu", "BiasGelu", "FusedMatMul", "SkipLayerNormalization")
 # Inputs that hold coordinates, sizes or indices: they lose their meaning when rounded.
 _EXACT_INPUTS = {("Resize", 1), ("Resize", 2), ("OneHot", 0), ("OneHot", 1)}
+_SCATTER = ("ScatterND", "ScatterElements")
 _SEQUENCES = ("Sequence", "Optional")
 
 
@@ -64,6 +65,10 @@ def slots_of(
         return "it works on sequences or optionals"
     if is_op(node, "Cast"):
         return _cast_slots(node, dtype)
+    if is_op(node, "BitCast"):
+        return "it reads the bits of float32"
+    if is_op(node, *_SCATTER) and str_attr(node, "reduction", "none") != "none":
+        return "ONNX Runtime's CPU provider cannot reduce while it scatters float16"
     if is_op(node, "ConstantOfShape"):
         return Slots(frozenset(), frozenset(outs))
     if node.domain == "com.microsoft" and node.op_type in _CONTRIB:
@@ -110,6 +115,8 @@ def _schema_slots(
             return f"the type of '{value.name}' is unknown"
     if any(variables[i] in bound and i not in chosen for i in ins):
         return f"{node.op_type} mixes sizes and data in one type"
+    if any((v := _variable(schema.outputs, i)) in half and v not in bound for i in outs):
+        return f"nothing says which type the outputs of {node.op_type} would get"
     results = frozenset(i for i in outs if _variable(schema.outputs, i) in bound)
     if not chosen and not results:
         return f"the schema of {node.op_type} (opset {schema.since_version}) has no float16 here"

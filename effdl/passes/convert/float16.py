@@ -20,6 +20,7 @@ BLOCK = (
     # running sums and products leave the range, or lose the small terms
     *("Range", "CumSum", "CumProd", "ReduceProd", "ReduceSumSquare", "ReduceL2", "ReduceLogSum"),
     *("ReduceLogSumExp", "LpNormalization", "LpPool", "GlobalLpPool", "LRN", "Det"),
+    "MeanVarianceNormalization",
     # coordinates: float16 has 11 bits, less than a pixel above 2048
     *("GridSample", "AffineGrid", "RoiAlign", "MaxRoiPool"),
     # other numbers would be drawn

@@ -50,12 +50,16 @@ class _Group:
 def needs_output(node: ir.Node, chosen: Selection) -> bool:
     """Whether the node's kernel writes 8-bit: MatMul and Gemm can also write float for free.
 
-    Not a Gemm before an activation: ONNX Runtime would fuse those two, in float, before it looks at
-    the integers, and dequantize the weights at every run.
+    Not a Gemm before an activation, nor a MatMul of matrices before an Add: ONNX Runtime would fuse
+    those two, in float, before it looks at the integers, and dequantize the weights at every run.
     """
     if not is_op(node, "MatMul", "Gemm") or chosen.consumers(chosen.output(node)):
         return True
-    return is_op(node, "Gemm") and is_op(only_user(node.outputs[0]), *_GEMM_ACTIVATIONS)
+    after = only_user(node.outputs[0])
+    if is_op(node, "Gemm"):
+        return is_op(after, *_GEMM_ACTIVATIONS)
+    known = chosen.info.get(node.outputs[0].name or "")
+    return is_op(after, "Add") and known is not None and known.rank == 2
 
 
 def feeds_silu(value: ir.Value) -> bool:
