@@ -121,11 +121,12 @@ def _weights_to_inputs(proto: onnx.ModelProto, names: set[str]) -> None:
     proto.graph.initializer.extend(kept)
 
 
-def _attach(
-    graph: ir.Graph, old: ir.Graph, weights: Mapping[str, ir.TensorProtocol]
-) -> None:
+def _attach(graph: ir.Graph, old: ir.Graph, weights: Mapping[str, ir.TensorProtocol]) -> None:
     """Put the weights that stood outside back, and the graph inputs in their old order."""
-    outside = {**{v.name: v for v in graph.initializers.values()}, **{v.name: v for v in graph.inputs}}
+    outside = {
+        **{v.name: v for v in graph.initializers.values()},
+        **{v.name: v for v in graph.inputs},
+    }
     wanted = [outside[v.name] for v in old.inputs]
     graph.inputs.clear()
     graph.inputs.extend(wanted)
@@ -269,7 +270,9 @@ def _convert_function(function: onnx.FunctionProto, version: int) -> int:
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in function.output)
         changes = _Converter(source, version, {}).graph(graph)
         if graph.initializer:
-            raise ModelError(f"the function '{function.name}' cannot be converted to opset {version}")
+            raise ModelError(
+                f"the function '{function.name}' cannot be converted to opset {version}"
+            )
         del function.node[:]
         function.node.extend(graph.node)
     _set_version(function.opset_import, version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import yaml
@@ -37,11 +38,13 @@ def dump(recipe: Recipe) -> str:
 
 
 def _yaml(data: Any, *, flow: bool) -> str:
+    # PyYAML writes these line breaks of YAML 1.1 as they are and reads them back as a blank.
+    breaks = any(c in json.dumps(data, ensure_ascii=False) for c in "\x85\u2028\u2029")
     text: str = yaml.dump(
         data,
         Dumper=Dumper,
         sort_keys=False,
-        allow_unicode=True,
+        allow_unicode=not breaks,
         default_flow_style=flow,
         width=10_000,
     )

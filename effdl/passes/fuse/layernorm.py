@@ -63,7 +63,7 @@ class FuseLayernorm(NodePass):
     about equal. LayerNormalization came with opset 17: run convert_opset before on older models.
 
     Example:
-        passes: [{convert_opset: {opset: 17}}, fuse_layernorm]
+        passes: [{convert_opset: {at_least: 17}}, fuse_layernorm]
     """
 
     min_opset: ClassVar[int] = 17
