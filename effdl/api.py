@@ -13,6 +13,7 @@ from effdl.data.npz import load_npz
 from effdl.data.random import random_feeds
 from effdl.errors import UsageError
 from effdl.graph import io
+from effdl.graph.dims import check_dims
 from effdl.graph.scratch import scratch
 from effdl.measure import bench as _bench
 from effdl.measure import fidelity
@@ -157,6 +158,7 @@ def inspect(
     """
     with as_file(model) as path:
         loaded = io.load(path)
+        check_dims(loaded, dims)
         found = opportunities(loaded) if could else ()
         listed = node_stats(loaded, dims) if nodes else ()
         return InspectReport(model_stats(loaded, path, dims), found, listed)

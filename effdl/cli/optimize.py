@@ -73,12 +73,15 @@ def optimize(
     """
     from effdl import api
     from effdl.cli.pipes import model_in, model_out, write_text
+    from effdl.graph.io import check_goal
     from effdl.pipeline import RunOptions
     from effdl.render import run as render
     from effdl.render.console import print_json
     from effdl.render.progress import live
     from effdl.report import to_json
 
+    if report is not None:
+        check_goal(report)  # before the work, not after
     options = RunOptions(
         dry_run=dry_run,
         keep_going=keep_going,

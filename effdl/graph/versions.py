@@ -81,6 +81,25 @@ def _since(op_type: str, version: int) -> int | None:
     return int(onnx.defs.get_schema(op_type, version, "").since_version)
 
 
+def _gained_types(node: onnx.NodeProto, source: int, version: int) -> bool:
+    """Whether the operator's newer version has the same inputs, attributes and defaults."""
+    if version < source or _since(node.op_type, source) is None:
+        return False
+    if _since(node.op_type, version) is None:
+        return False
+    old, new = (onnx.defs.get_schema(node.op_type, v, "") for v in (source, version))
+    return _signature(old) == _signature(new)
+
+
+def _signature(schema: onnx.defs.OpSchema) -> tuple[object, ...]:
+    attributes = {
+        name: (a.type, a.required, a.default_value.SerializeToString())
+        for name, a in schema.attributes.items()
+    }
+    ports = [(p.name, p.option) for p in (*schema.inputs, *schema.outputs)]
+    return attributes, ports, len(schema.inputs)
+
+
 def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
@@ -172,8 +191,11 @@ class _Converter:
 
     def _check_held(self, node: onnx.NodeProto, differs: bool) -> None:
         """Refuse what cannot be left as it is. If, Loop and later Scans only gained types."""
+        if node.domain not in _DEFAULT or not differs:
+            return
         scan = node.op_type == "Scan" and min(self._source, self._version) < 9
-        if node.domain in _DEFAULT and differs and (scan or not any(_graphs(node))):
+        only_types = any(_graphs(node)) or _gained_types(node, self._source, self._version)
+        if scan or not only_types:
             raise self._error(node.op_type)
 
     def _hold(self, node: onnx.NodeProto, inner: list[onnx.GraphProto]) -> None:
