@@ -24,7 +24,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import real_data
-from effdl.data.metrics import METRICS
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantType,
@@ -34,6 +33,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from effdl import api
+from effdl.data.metrics import METRICS
 from effdl.render.numbers import size
 
 ROOT = Path(__file__).parent.parent

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from effdl.data.npz import load_npz
 
 from effdl import passes
 from effdl.data.feeds import Feeds
+from effdl.data.npz import load_npz
 from effdl.graph import io
 from effdl.graph.clean import clean
 from effdl.graph.walk import interface, opset

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from effdl.data.npz import load_labels, load_npz
 
 import effdl
+from effdl.data.npz import load_labels, load_npz
 from effdl.graph import io
 from effdl.measure.accuracy import evaluate
 from tests.support import SAMPLES

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from effdl.graph.walk import all_graphs, subgraphs_of
@@ -23,6 +24,12 @@ def renamed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
             base_dir=tensor.base_dir,
         )
     shape = ir.Shape(tensor.shape.numpy())
+    if isinstance(tensor, ir.TensorProtoTensor) and not tensor.raw.HasField("raw_data"):
+        # Small integers as varints take a byte each, eight as raw data.
+        proto = onnx.TensorProto()
+        proto.CopyFrom(tensor.raw)
+        proto.name = name
+        return ir.TensorProtoTensor(proto)
     if tensor.dtype == ir.DataType.STRING:
         # object arrays keep strings that end in zero bytes, which numpy's own string types cut off
         words = np.array(list(_strings(tensor)), dtype=object).reshape(shape.numpy())

@@ -19,7 +19,8 @@ from effdl.runtime.target import Target
 
 Outputs = list[dict[str, Any]]
 REAL_SAMPLES = 8
-"""Samples of the user's data that each check runs; random feeds are three."""
+"""Samples of the user's data that each check runs; random feeds are two, and one per dimension."""
+_FREE_DIMS = 4
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ def verification_feeds(
 ) -> Feeds:
     """Return the feeds that checks run: the user's samples if there are some, else random ones.
 
-    Random feeds include one with every dynamic dimension one larger than the others, so that a pass
-    that freezes a dimension is found out.
+    Random feeds include, for each dynamic dimension, one where it is larger by one (if the model
+    runs so), so that a pass that freezes a dimension is found out.
 
     Raises:
         ModelError: the model does not run at all.
@@ -121,12 +122,14 @@ def verification_feeds(
     if real is not None:
         return real.first(REAL_SAMPLES)
     feeds = random_feeds(model, dims=dims, seed=seed, count=2, target=target)
-    free = {k: v for k, v in resolve_dims(model, dims).items() if k not in dims}
-    if not free:
-        return feeds
-    larger = {**dims, **{k: v + 1 for k, v in free.items()}}
-    try:
-        other = random_feeds(model, dims=larger, seed=seed + 1, count=1, target=target)
-    except EffdlError:  # the model does not run at that size: nothing to learn from it
-        return feeds
-    return Feeds((*feeds.batches, *other.batches), feeds.source, feeds.real)
+    chosen = resolve_dims(model, dims)
+    batches = list(feeds.batches)
+    for name in [n for n in chosen if n not in dims][:_FREE_DIMS]:
+        larger = {**chosen, name: chosen[name] + 1}
+        try:
+            other = random_feeds(model, dims=larger, seed=seed + 1, count=1, target=target)
+            run_all(model, other, target)
+        except EffdlError:  # the model does not run at that size: nothing to learn from it
+            continue
+        batches += other.batches
+    return Feeds(tuple(batches), feeds.source, feeds.real)

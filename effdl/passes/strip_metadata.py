@@ -14,7 +14,7 @@ class StripMetadata(Pass):
 
     What it does: removes the doc strings of model, graphs, nodes, functions and values, and the
     metadata properties of graphs, nodes and values. The model's own metadata properties stay unless
-    ``model_properties`` asks for them.
+    ``model_properties`` asks for them, and what effdl itself wrote stays always.
 
     When it helps: exports of torch carry a stack trace per node, which can be half of a small file
     and names folders of the machine that exported it.
@@ -26,7 +26,7 @@ class StripMetadata(Pass):
     """
 
     model_properties: bool = False
-    """Also drop the model's metadata properties (those of effdl stay)."""
+    """Also drop the model's own metadata properties, such as author and licence."""
 
     def run(self, model: ir.Model, ctx: Context) -> int:
         """Return the number of texts removed."""
@@ -43,12 +43,10 @@ class StripMetadata(Pass):
             if owner.doc_string:
                 owner.doc_string = None
                 changes += 1
-            if not isinstance(owner, ir.Model):
-                changes += len(owner.metadata_props)
-                owner.metadata_props.clear()
-        if self.model_properties:
-            for key in [k for k in model.metadata_props if not k.startswith(METADATA_PREFIX)]:
-                del model.metadata_props[key]
+            if isinstance(owner, ir.Model) and not self.model_properties:
+                continue
+            for key in [k for k in owner.metadata_props if not k.startswith(METADATA_PREFIX)]:
+                del owner.metadata_props[key]
                 changes += 1
         if changes:
             ctx.note("texts_removed", changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from effdl.data.metrics import LOWER_IS_BETTER
 from effdl.recipe import Recipe
 from effdl.report import RunReport
 
@@ -22,6 +23,7 @@ def missed(report: RunReport, recipe: Recipe) -> str:
         return f"budget missed: latency {new.latency.median:.3g} ms, wanted {budget.latency:.3g} ms"
     if budget.accuracy_drop is not None and accuracy is not None:
         drop = accuracy["before"] - accuracy["after"]
+        drop = -drop if accuracy["metric"] in LOWER_IS_BETTER else drop
         if drop > budget.accuracy_drop:
             return f"budget missed: accuracy dropped by {drop:.4f}, allowed {budget.accuracy_drop}"
     if budget.fidelity is not None and verified is not None:
