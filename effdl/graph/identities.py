@@ -216,9 +216,13 @@ def _flatten(node: ir.Node, scope: Scope) -> bool:
 def _reshape(node: ir.Node, scope: Scope) -> bool:
     if _same_shape(node, scope):
         return True
-    goal = scope.facts.input(node, 1)
-    dims = scope.facts.dims(node.inputs[0])
-    return goal is not None and dims is not None and goal.items == dims
+    goal, dims = scope.facts.input(node, 1), scope.facts.dims(node.inputs[0])
+    if goal is None or dims is None or len(goal.items) != len(dims):
+        return False
+    copied = 0 if not int_attr(node, "allowzero", 0) else None
+    other = [i for i, d in zip(goal.items, dims, strict=True) if i not in (d, copied)]
+    # When all axes but one stay, the one that is worked out stays too.
+    return not other or other == [-1]
 
 
 def _expand(node: ir.Node, scope: Scope) -> bool:

@@ -66,7 +66,7 @@ class Split:
     @property
     def side(self) -> int:
         """The full rank."""
-        return min(self.matrix.shape)
+        return int(min(self.matrix.shape))
 
 
 def weight_index(node: ir.Node) -> int:

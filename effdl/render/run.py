@@ -146,9 +146,8 @@ def _print_end(console: Console, report: RunReport) -> None:
             console.print(f"verified: outputs equal the original's ({where})")
         elif worst is not None:
             top1 = f", same top-1 on {worst.top1:.1%}" if worst.top1 is not None else ""
-            console.print(
-                f"verified: output error {error(worst.rel_l2)} relative, {worst.sqnr_db:.1f} dB{top1} ({where})"
-            )
+            found = f"{error(worst.rel_l2)} relative, {worst.sqnr_db:.1f} dB{top1}"
+            console.print(f"verified: output error {found} ({where})", overflow="fold")
         for note in v.notes:
             console.print(Text(note, style="dim"))
     console.print(f"{report.output}  ({report.seconds:.1f} s)", overflow="fold")
