@@ -20,7 +20,7 @@ from effdl.graph.walk import all_nodes, interface, opset
 from effdl.graph.weights import weight_tensors
 from effdl.measure.outcome import race, score
 from effdl.measure.stats import model_stats
-from effdl.measure.verify import Verdict, Verifier, verification_feeds
+from effdl.measure.verify import Outputs, Verdict, Verifier, run_all, verification_feeds
 from effdl.passes.base import Context, PassLog
 from effdl.recipe import Recipe, Step, to_dict
 from effdl.recipe.budget import missed
@@ -137,6 +137,7 @@ class _Run:
         self.original = io.load(source)
         self.model = self.original.clone()
         self.verifier: Verifier | None = None
+        self.first: Outputs = []  # of the original model on the verifier's feeds
         self.unverified = ""
         if not options.dry_run:
             self._need_data()
@@ -182,7 +183,6 @@ class _Run:
         assert self.goal is not None
         before = model_stats(self.original, self.source, self.options.dims)
         self._start_verifier()
-        first = self.verifier.reference if self.verifier is not None else None
         reports = [self._step(step, n) for n, step in enumerate(self.steps, 1)]
         stamp(self.model, self.recipe, before.sha256)
         with io.Stage(self.goal) as stage:
@@ -191,7 +191,7 @@ class _Run:
             if external is None and io.external_tensors(self.original):
                 external = True
             stage.write(self.model, external=external)
-            verified = self._verify_file(stage.path, first)
+            verified = self._verify_file(stage.path)
             after = replace(
                 model_stats(io.load(stage.path), stage.path, self.options.dims), path=str(self.goal)
             )
@@ -200,6 +200,8 @@ class _Run:
             miss = missed(report, self.recipe)
             if miss and not self.options.keep_going:
                 raise CheckFailed(miss, hint="nothing was written; --keep-going writes it anyway")
+            if miss:
+                report = replace(report, warnings=(*report.warnings, miss))
             stage.commit()
         return replace(report, seconds=time.perf_counter() - self.started)
 
@@ -214,9 +216,9 @@ class _Run:
                 target=self.check_target,
             )
             self.verifier = Verifier(self.model, feeds, self.check_target)
+            self.first = self.verifier.reference
         except ModelError as e:
-            needy = next((s for s in self.steps if s.pass_.needs_data), None)
-            if needy is not None:
+            if any(s.pass_.needs_data for s in self.steps):
                 raise
             self.unverified = e.message
             self.warnings.append(f"outputs are not checked: {e.message}")
@@ -287,8 +289,11 @@ class _Run:
         return ctx.log, changes, reason
 
     def _check(self, step: Step, snapshot: ir.Model) -> Verdict:
-        io.check(self.model)
-        if step.pass_.keeps_interface:
+        try:
+            io.check(self.model)
+        except ModelError as e:
+            return Verdict(False, None, e.message)
+        if not step.pass_.changes_interface():
             changed = interface(snapshot) ^ interface(self.model)
             if changed:
                 return Verdict(
@@ -296,11 +301,11 @@ class _Run:
                 )
         if self.verifier is None:
             return Verdict(True, None, "", "not checked")
-        if not step.pass_.keeps_interface:
-            return self._new_interface(snapshot)
+        if step.pass_.changes_interface():
+            return self._new_interface(step, snapshot)
         return self.verifier.check(snapshot, self.model, lossy=step.pass_.lossy)
 
-    def _new_interface(self, snapshot: ir.Model) -> Verdict:
+    def _new_interface(self, step: Step, snapshot: ir.Model) -> Verdict:
         """Check a pass that may change input shapes: on feeds that fit the new model."""
         assert self.verifier is not None
         feeds = verification_feeds(
@@ -311,7 +316,8 @@ class _Run:
             target=self.check_target,
         )
         self.verifier = Verifier(snapshot, feeds, self.check_target)
-        return self.verifier.check(snapshot, self.model, lossy=False)
+        self.first = run_all(self.original, feeds, self.check_target)
+        return self.verifier.check(snapshot, self.model, lossy=step.pass_.lossy)
 
     def _context(self) -> Context:
         folder = Path(tempfile.mkdtemp(dir=self.workdir))
@@ -344,35 +350,15 @@ class _Run:
             check_seconds=0.0,
         )
 
-    def _verify_file(
-        self, path: Path, first: list[dict[str, object]] | None
-    ) -> CompareReport | None:
+    def _verify_file(self, path: Path) -> CompareReport | None:
         """Read the staged file back and compare it with the original model."""
-        if self.verifier is None or first is None:
+        if self.verifier is None:
             return None
         self.progress("verify", "reading the file back")
+        self.verifier.reference = self.first
         lossy = any(s.pass_.lossy for s in self.steps)
-        self.verifier.reference = first
-        verdict = self.verifier.check(self.original, path, lossy=lossy)
-        note = ""
-        if not verdict.ok and not lossy and verdict.errors:
-            again = self.verifier.check(self.original, io.load(path), lossy=False)
-            verdict, note = (again, again.note) if again.ok else (verdict, "")
-        if not verdict.ok:
-            raise CheckFailed(
-                f"the written model is not the original's equal: {verdict.reason}",
-                hint="nothing was written; --save-after-each DIR shows which pass did it",
-            )
-        return CompareReport(
-            reference=str(self.source),
-            candidate=str(self.goal),
-            feeds=len(self.verifier.feeds),
-            source=self.verifier.feeds.source,
-            real=self.verifier.feeds.real,
-            equal=all(e.equal for e in verdict.errors),
-            outputs=verdict.errors,
-            notes=(note,) if note else (),
-        )
+        report = self.verifier.check_file(self.original, path, lossy=lossy)
+        return replace(report, reference=str(self.source), candidate=str(self.goal))
 
     def _measure(self, report: RunReport, path: Path) -> RunReport:
         """Score and time the input against the file just written."""

@@ -170,3 +170,37 @@ def test_events_are_told(tmp_path: Path) -> None:
     )
     assert [n for n, _ in told][-1] in ("verify", "bench", "save")
     assert ("noisy", "running") in told
+
+
+def recipe_file(tmp_path: Path, passes: str) -> Path:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"name: r\ndescription: d\npasses: {passes}\n")
+    return path
+
+
+def test_passes_that_change_the_interface_are_checked_too(tmp_path: Path) -> None:
+    recipe = recipe_file(
+        tmp_path, "[simplify, set_shapes: {dims: {batch: 3}}, convert_float16: {keep_io_types: false}]"
+    )
+    report = effdl.optimize(CNN, recipe, tmp_path / "o.onnx", options=QUICK)
+    assert [p.status for p in report.passes] == ["changed"] * 3
+    assert report.passes[1].error == 0
+    assert report.verified is not None
+    assert report.verified.outputs[0].rel_l2 < 0.02
+    assert report.after.inputs == {"image": "float16[3,1,8,8]"}
+
+
+class Invalid(Pass):
+    """Makes a graph that ONNX refuses."""
+
+    def run(self, model: ir.Model, ctx: Context) -> int:
+        node = next(n for n in model.graph if n.op_type == "Conv")
+        node.attributes["kernel_shape"] = ir.AttrString("kernel_shape", "three")
+        return 1
+
+
+def test_an_invalid_graph_is_rolled_back(tmp_path: Path) -> None:
+    options = RunOptions(bench_seconds=0, keep_going=True)
+    report = optimize(CNN, recipe_of(Invalid()), tmp_path / "o.onnx", options=options)
+    assert report.passes[0].status == "rolled_back"
+    assert "invalid ONNX graph" in report.passes[0].reason

@@ -11,9 +11,10 @@ import onnx_ir as ir
 
 from effdl.data.feeds import Feeds
 from effdl.data.random import random_feeds, resolve_dims
-from effdl.errors import EffdlError, ModelError
+from effdl.errors import CheckFailed, EffdlError, ModelError
+from effdl.graph.io import load
 from effdl.measure.fidelity import compare_outputs, fit, same
-from effdl.report import OutputError
+from effdl.report import CompareReport, OutputError
 from effdl.runtime.session import open_session
 from effdl.runtime.target import Target
 
@@ -86,6 +87,31 @@ class Verifier:
             if equal:
                 return Verdict(True, error, "", "; ".join(report.notes), errors, outputs)
         return Verdict(False, error, reason, "", errors)
+
+    def check_file(self, original: ir.Model, path: Path, *, lossy: bool) -> CompareReport:
+        """Compare the model file ``path`` with the original, whose outputs are the reference.
+
+        Raises:
+            CheckFailed: they differ (lossless), or the file does not run or gives other shapes.
+        """
+        verdict = self.check(original, path, lossy=lossy)
+        if not verdict.ok and not lossy and verdict.errors:
+            verdict = self.check(original, load(path), lossy=False)  # in memory: also as written
+        if not verdict.ok:
+            raise CheckFailed(
+                f"the written model is not the original's equal: {verdict.reason}",
+                hint="nothing was written; --save-after-each DIR shows which pass did it",
+            )
+        return CompareReport(
+            reference="",
+            candidate=str(path),
+            feeds=len(self.feeds),
+            source=self.feeds.source,
+            real=self.feeds.real,
+            equal=all(e.equal for e in verdict.errors),
+            outputs=verdict.errors,
+            notes=(verdict.note,) if verdict.note else (),
+        )
 
     def accept(self, verdict: Verdict) -> None:
         """Make the outputs of a passed check the reference of the next one."""

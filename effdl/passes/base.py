@@ -101,6 +101,10 @@ class Pass(BaseModel):
         """Edit ``model`` in place and return the number of changes (0: the model is untouched)."""
         raise TypeError(f"{type(self).__name__} defines no run()")
 
+    def changes_interface(self) -> bool:
+        """Whether, with these options, graph inputs or outputs may change."""
+        return not self.keeps_interface
+
     def candidates(self, model: ir.Model, ctx: Context) -> list[str] | None:
         """Names of the nodes the pass would work on, without data; None when only a run can tell."""
         return None

@@ -18,8 +18,6 @@ def stamp(model: ir.Model, recipe: Recipe, input_sha256: str) -> None:
     file, which a hash of the file itself could not.
     """
     props = model.metadata_props
-    for key in [k for k in props if k.startswith(io.METADATA_PREFIX)]:
-        del props[key]
     props["effdl.recipe"] = json.dumps(to_dict(recipe), sort_keys=True)
     props["effdl.versions"] = json.dumps(versions(), sort_keys=True)
     props["effdl.input_sha256"] = input_sha256

@@ -71,6 +71,10 @@ class ConvertFloat16(NodePass):
     headroom: float = Field(default=2.0, ge=1)
     """On calibration data, nodes stay float32 whose activations exceed 65504 / headroom."""
 
+    def changes_interface(self) -> bool:
+        """Inputs and outputs become float16 unless ``keep_io_types``."""
+        return not self.keep_io_types
+
     def run(self, model: ir.Model, ctx: Context) -> int:
         """Return the number of nodes that became float16."""
         if opset(model) < self.min_opset:
