@@ -180,7 +180,8 @@ def recipe_file(tmp_path: Path, passes: str) -> Path:
 
 def test_passes_that_change_the_interface_are_checked_too(tmp_path: Path) -> None:
     recipe = recipe_file(
-        tmp_path, "[simplify, set_shapes: {dims: {batch: 3}}, convert_float16: {keep_io_types: false}]"
+        tmp_path,
+        "[simplify, set_shapes: {dims: {batch: 3}}, convert_float16: {keep_io_types: false}]",
     )
     report = effdl.optimize(CNN, recipe, tmp_path / "o.onnx", options=QUICK)
     assert [p.status for p in report.passes] == ["changed"] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,14 +21,16 @@ _NATIVE = {
 
 
 @contextmanager
-def _weights_outside(model: ir.Model, threshold: int) -> Iterator[dict[str, ir.TensorProtocol]]:
+def _weights_outside(
+    model: ir.Model, threshold: int, on_disk: str | None
+) -> Iterator[dict[str, ir.TensorProtocol]]:
     """Stand in references for the main graph's big initializers; put the tensors back at the end."""
     originals: dict[str, ir.TensorProtocol] = {}
     outside: dict[str, ir.TensorProtocol] = {}
     try:
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
-            if tensor is None:
+            if tensor is None or (on_disk is not None and folder_of(tensor) == on_disk):
                 continue
             originals[name] = tensor
             if tensor.nbytes < threshold or tensor.dtype not in _NATIVE:
@@ -55,15 +58,21 @@ def _weights_outside(model: ir.Model, threshold: int) -> Iterator[dict[str, ir.T
             model.graph.initializers[name].const_value = tensor
 
 
+def folder_of(tensor: ir.TensorProtocol | None) -> str | None:
+    """Return the folder of the file that holds ``tensor``, None for one in memory."""
+    return os.fspath(tensor.base_dir) if isinstance(tensor, ir.ExternalTensor) else None
+
+
 def split_proto(
-    model: ir.Model, threshold: int = 1024
+    model: ir.Model, threshold: int = 1024, on_disk: str | None = None
 ) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
     """Return the model as protobuf without its big weights, and those weights by name.
 
     Initializers of at least ``threshold`` bytes stand in the message as references to external data
-    that exists nowhere: the message is for ``ort_session`` and ``skeleton_proto``, not for a file.
+    that exists nowhere: the message is for sessions and ``skeleton_proto``, not for a file. Those
+    that lie in files of the folder ``on_disk`` stay true references to them.
     """
-    with _weights_outside(model, threshold) as weights:
+    with _weights_outside(model, threshold, on_disk) as weights:
         return ir.to_proto(model), weights
 
 

@@ -11,15 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from google.protobuf.message import DecodeError
 
 from effdl.errors import ModelError, TargetError
-from effdl.graph.proto import split_proto
+from effdl.graph.io import files_size
+from effdl.graph.proto import folder_of, split_proto
+from effdl.graph.weights import weight_tensors
 from effdl.runtime.target import Target, check_available, parse_target
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 Array = npt.NDArray[np.generic]
+PREPACK_LIMIT = 1 << 28
+"""Bytes of weights above which ONNX Runtime may not keep a second, repacked copy of them: these
+sessions check outputs and collect statistics, their speed is not what is measured."""
+_FOLDER = "session.model_external_initializers_file_folder_path"
 _FATAL = 4
 _UNKNOWN_OP = re.compile(
     r"(?:Fatal error: |: )?([\w.]*):(\w+)\([-\d]*\) is not a registered function/op"
@@ -100,9 +107,14 @@ def open_session(
         if optimize
         else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     )
+    if _weight_bytes(source) > PREPACK_LIMIT:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     keep: list[object] = []
     if isinstance(source, ir.Model):
-        proto, weights = split_proto(source)
+        folder = next(filter(None, (folder_of(t) for t in weight_tensors(source))), None)
+        if folder is not None:  # ONNX Runtime maps these files itself; handed over, it copies them
+            options.add_session_config_entry(_FOLDER, folder)
+        proto, weights = split_proto(source, on_disk=folder)
         for name in [n for n in weights if _unused(source.graph.initializers[n])]:
             # ONNX Runtime drops them first, then fails to find them.
             del weights[name]
@@ -131,6 +143,15 @@ def open_session(
 
 def _unused(value: ir.Value) -> bool:
     return not value.uses() and not value.is_graph_output() and not value.is_graph_input()
+
+
+def _weight_bytes(source: ir.Model | Path) -> int:
+    if isinstance(source, ir.Model):
+        return sum(t.nbytes for t in weight_tensors(source))
+    try:
+        return files_size(source)
+    except (OSError, DecodeError):  # no model: ONNX Runtime will say so
+        return 0
 
 
 def load_error(e: Exception) -> ModelError:
