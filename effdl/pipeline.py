@@ -131,6 +131,7 @@ class _Run:
         self.check_target, self.unmeasured = where_to_check(self.target)
         self.steps = recipe.passes[: options.stop_after]
         self.goal = None if output is None else io.check_goal(output)
+        self.label = str(output or "")
         if self.goal is not None:
             io.clean_leftovers(self.goal)
         progress("load", "reading")
@@ -193,7 +194,7 @@ class _Run:
             stage.write(self.model, external=external)
             verified = self._verify_file(stage.path)
             after = replace(
-                model_stats(io.load(stage.path), stage.path, self.options.dims), path=str(self.goal)
+                model_stats(io.load(stage.path), stage.path, self.options.dims), path=self.label
             )
             report = self._run_report(before, after, reports, verified, self.unverified)
             report = self._measure(report, stage.path)
@@ -358,7 +359,7 @@ class _Run:
         self.verifier.reference = self.first
         lossy = any(s.pass_.lossy for s in self.steps)
         report = self.verifier.check_file(self.original, path, lossy=lossy)
-        return replace(report, reference=str(self.source), candidate=str(self.goal))
+        return replace(report, reference=str(self.source), candidate=self.label)
 
     def _measure(self, report: RunReport, path: Path) -> RunReport:
         """Score and time the input against the file just written."""
@@ -377,7 +378,7 @@ class _Run:
         result, why = race(
             self.source,
             path,
-            str(self.goal),
+            self.label,
             self.verifier.feeds,
             self.target,
             threads=self.options.threads,
@@ -410,7 +411,7 @@ class _Run:
             bench=None,
             unmeasured="",
             accuracy=None,
-            output=str(self.goal or ""),
+            output=self.label,
             dry_run=self.options.dry_run,
             seconds=time.perf_counter() - self.started,
             warnings=tuple(self.warnings),

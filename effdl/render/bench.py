@@ -31,10 +31,10 @@ def print_bench(report: BenchReport) -> None:
     table.add_column("model", overflow="fold")
     for name in ("median", "p90", "p99", "±", "ratio", "load", "memory", "file", "zstd"):
         table.add_column(name, justify="right", no_wrap=True)
-    for m in report.models:
+    for index, m in enumerate(report.models):
         t = m.latency
         table.add_row(
-            Path(m.path).name,
+            label(report, index),
             milliseconds(t.median),
             f"{t.p90:.3g}",
             f"{t.p99:.3g}",
@@ -62,4 +62,11 @@ def verdict_line(report: BenchReport, index: int) -> Text:
         if text.startswith("slower")
         else ""
     )
-    return Text(f"{Path(report.models[index].path).name}: {text}", style=style)
+    return Text(f"{label(report, index)}: {text}", style=style)
+
+
+def label(report: BenchReport, index: int) -> str:
+    """Return the file name of model ``index``, or its path when another model has that name too."""
+    path = report.models[index].path
+    names = [Path(m.path).name for m in report.models if m.path != path]
+    return path if Path(path).name in names else Path(path).name
