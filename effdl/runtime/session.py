@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ def open_session(
         options.add_session_config_entry("session.disable_prepacking", "1")
     keep: list[object] = []
     if isinstance(source, ir.Model):
-        folder = next(filter(None, (folder_of(t) for t in weight_tensors(source))), None)
+        folder = _weights_folder(source)
         if folder is not None:  # ONNX Runtime maps these files itself; handed over, it copies them
             options.add_session_config_entry(_FOLDER, folder)
         proto, weights = split_proto(source, on_disk=folder)
@@ -143,6 +144,19 @@ def open_session(
 
 def _unused(value: ir.Value) -> bool:
     return not value.uses() and not value.is_graph_output() and not value.is_graph_input()
+
+
+def _weights_folder(model: ir.Model) -> str | None:
+    """Return the folder of the model's external weights, None when a file of them is gone.
+
+    A file may be replaced while the model lives: its memory map stays, and is handed over then.
+    """
+    files = {
+        t.path: folder_of(t) for t in weight_tensors(model) if isinstance(t, ir.ExternalTensor)
+    }
+    if not all(os.path.isfile(f) for f in files):
+        return None
+    return next(iter(files.values()), None)
 
 
 def _weight_bytes(source: ir.Model | Path) -> int:
