@@ -10,6 +10,7 @@ The verbs of the command line, for scripts. Nothing heavy is imported before one
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from effdl.errors import (
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from effdl.api import bench, compare, inspect, load, optimize, save
     from effdl.pipeline import PassBug, RunOptions
     from effdl.recipe import Recipe
+
+# ONNX Runtime 1.32 sends usage data over the network unless it is told not to before it is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

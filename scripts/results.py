@@ -20,6 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import effdl  # noqa: F401  (before onnxruntime: switches its telemetry off)
+
+# isort: split
 import numpy as np
 import onnx
 import onnxruntime as ort

@@ -1,0 +1,3 @@
+"""Import effdl first: it switches ONNX Runtime's telemetry off."""
+
+import effdl  # noqa: F401

@@ -1,9 +1,11 @@
 """Start-up: the help text must not wait for libraries that only the work needs."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +70,17 @@ def test_help_takes_little_processor_time() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert min(times) <= 0.5
+
+
+def test_onnxruntime_is_told_not_to_send_usage_data(tmp_path: Path) -> None:
+    code = "import effdl, os, onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "1"
+    assert os.listdir(tmp_path) == []

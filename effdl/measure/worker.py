@@ -23,6 +23,8 @@ import sys
 import time
 from typing import Any, Callable  # noqa: UP035 (older Pythons)
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
+
 import numpy as np
 import onnxruntime as ort
 
