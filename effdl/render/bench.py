@@ -12,6 +12,8 @@ from effdl.render.console import out, print_warning
 from effdl.render.numbers import milliseconds, size
 from effdl.report import BenchReport
 
+_WIDE = 100
+
 
 def print_bench(report: BenchReport) -> None:
     """Print where and how it was measured, a row per model, and the verdicts."""
@@ -29,22 +31,25 @@ def print_bench(report: BenchReport) -> None:
     console.print(f"inputs ({report.source}): {feeds}", overflow="fold")
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", overflow="fold")
-    for name in ("median", "p90", "p99", "±", "ratio", "load", "memory", "file", "zstd"):
+    columns = ["median", "p90", "p99", "±", "ratio", "load", "memory", "file", "zstd"]
+    if console.width < _WIDE:  # the names of the models need the room
+        columns = ["median", "p90", "±", "ratio", "memory", "file"]
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for index, m in enumerate(report.models):
         t = m.latency
-        table.add_row(
-            label(report, index),
-            milliseconds(t.median),
-            f"{t.p90:.3g}",
-            f"{t.p99:.3g}",
-            f"{t.spread:.0%}",
-            f"{m.ratio:.2f}x",
-            f"{m.load_ms:.0f} ms",
-            size(m.peak_bytes),
-            size(m.file_bytes),
-            size(m.zstd_bytes),
-        )
+        cells = {
+            "median": milliseconds(t.median),
+            "p90": f"{t.p90:.3g}",
+            "p99": f"{t.p99:.3g}",
+            "±": f"{t.spread:.0%}",
+            "ratio": f"{m.ratio:.2f}x",
+            "load": f"{m.load_ms:.0f} ms",
+            "memory": size(m.peak_bytes),
+            "file": size(m.file_bytes),
+            "zstd": size(m.zstd_bytes),
+        }
+        table.add_row(label(report, index), *(cells[name] for name in columns))
     console.print(table)
     for index in range(1, len(report.models)):
         console.print(verdict_line(report, index))

@@ -16,23 +16,23 @@ def print_compare(report: CompareReport) -> None:
     console = out()
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("output", overflow="fold")
-    for name in ("max abs", "mean abs", "rel L2", "cosine", "SQNR", "top-1", "tolerance"):
+    for name in ("max abs", "rel L2", "cosine", "SQNR", "top-1"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for o in report.outputs:
         table.add_row(
             o.name,
             error(o.max_abs),
-            error(o.mean_abs),
             error(o.rel_l2),
             f"{o.cosine:.6f}",
             f"{o.sqnr_db:.1f} dB",
             "" if o.top1 is None else f"{o.top1:.1%}",
-            f"{o.tolerance:.0e}",
-            Text("equal", style="green") if o.equal else Text("differs", style="red"),
+            Text("equal" if o.equal else "differs", style="green" if o.equal else "red"),
         )
     console.print(table)
     for o in report.outputs:
+        if not o.equal and not o.reason:
+            console.print(f"{o.name}: beyond the tolerance of {o.tolerance:g}", overflow="fold")
         if o.reason:
             console.print(f"{o.name}: {o.reason}", overflow="fold")
     for note in report.notes:
