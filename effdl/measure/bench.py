@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from effdl.data.feeds import Feed, Feeds, nbytes
-from effdl.errors import DataError, ModelError, UsageError
+from effdl.errors import DataError, UsageError
 from effdl.graph import io
 from effdl.graph.scratch import scratch
 from effdl.measure import verdict
@@ -317,30 +316,10 @@ def file_facts(path: Path) -> tuple[int, int | None, str]:
     """Return bytes on disk, the same compressed with zstd, and SHA-256 of a model file.
 
     Raises:
-        ModelError: there is no model.
+        ModelError: see ``graph.io.load``.
     """
-    where = str(path)
-    if path.is_dir():
-        raise ModelError(
-            "this is a folder, not a model", hint="name the .onnx file in it", where=where
-        )
-    try:
-        if path.stat().st_size == 0:
-            raise ModelError("the file is empty", where=where)
-        for file in io.data_files(path):
-            if not file.is_file():
-                raise ModelError(
-                    f"its weights file '{file.name}' is missing",
-                    hint="keep the .onnx and its data files in one folder",
-                    where=where,
-                )
-        return io.files_size(path), zstd_size(path), io.file_digest(path)
-    except FileNotFoundError:
-        raise ModelError("no such file", where=where) from None
-    except DecodeError:
-        raise ModelError("not an ONNX model, or cut off in the middle", where=where) from None
-    except OSError as e:
-        raise ModelError(f"cannot be read: {e.strerror or e}", where=where) from None
+    io.load(path)  # names whatever is wrong with the file; weights outside stay unread
+    return io.files_size(path), zstd_size(path), io.file_digest(path)
 
 
 def _check_options(

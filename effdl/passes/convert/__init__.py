@@ -1,1 +1,1 @@
-"""TODO."""
+"""Passes that say the same in another opset or number type."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Passes that move arithmetic into the weights beside it."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Passes that replace what an exporter wrote out by one node."""

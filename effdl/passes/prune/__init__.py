@@ -1,1 +1,1 @@
-"""TODO."""
+"""Passes that remove weights."""

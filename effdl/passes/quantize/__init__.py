@@ -1,1 +1,1 @@
-"""TODO."""
+"""Passes that compute in 8-bit integers."""
