@@ -12,6 +12,8 @@ from effdl.render.console import err, out, print_warning
 from effdl.render.numbers import change, count, error, milliseconds, size
 from effdl.report import ModelStats, PassReport, RunReport
 
+_FAR = 0.1
+"""Relative output error from which a reader is told to score the result."""
 _STYLE = {"changed": "green", "unchanged": "dim", "rolled_back": "red", "not_run": "yellow"}
 
 
@@ -148,6 +150,14 @@ def _print_end(console: Console, report: RunReport) -> None:
             top1 = f", same top-1 on {worst.top1:.1%}" if worst.top1 is not None else ""
             found = f"{error(worst.rel_l2)} relative, {worst.sqnr_db:.1f} dB{top1}"
             console.print(f"verified: output error {found} ({where})", overflow="fold")
+            if worst.rel_l2 > _FAR:
+                console.print(
+                    Text(
+                        "That is far from the original: score it on labelled data (data.evaluation), or "
+                        "keep the layers that suffer in float (ignore).",
+                        style="yellow",
+                    )
+                )
         for note in v.notes:
             console.print(Text(note, style="dim"))
     console.print(f"{report.output}  ({report.seconds:.1f} s)", overflow="fold")
