@@ -17,6 +17,7 @@ from effdl.errors import ModelError, OutputError
 from effdl.graph.proto import skeleton_proto, split_proto
 from effdl.graph.scratch import exclusive, locked_folder, remove_abandoned
 from effdl.graph.weights import initializers
+from effdl.upstream import all_tensors
 
 INLINE_LIMIT = 1_900_000_000
 """Bytes of weights above which they go beside the model: a protobuf message holds 2 GiB."""
@@ -181,12 +182,7 @@ def file_digest(path: Path) -> str:
 def data_files(path: Path) -> list[Path]:
     """Return the external weight files that the model file ``path`` names, without loading them."""
     proto = onnx.load(path, load_external_data=False)
-    names = {
-        e.value
-        for t in onnx.external_data_helper._get_all_tensors(proto)
-        for e in t.external_data
-        if e.key == "location"
-    }
+    names = {e.value for t in all_tensors(proto) for e in t.external_data if e.key == "location"}
     return [path.parent / n for n in sorted(names)]
 
 
