@@ -71,10 +71,15 @@ def optimize(
     if changes:
         chosen = apply_overrides(chosen, changes)
     with as_file(model) as source:
-        calibration = data or chosen.data.calibration
-        feeds = load_npz(Path(calibration), io.load(source)) if calibration else None
         goal = None if output is None else Path(output)
-        return run(source, chosen, goal, feeds=feeds, options=options, progress=progress)
+        return run(
+            source,
+            chosen,
+            goal,
+            data=None if data is None else Path(data),
+            options=options,
+            progress=progress,
+        )
 
 
 def bench(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from effdl.data.feeds import Feeds
+from effdl.data.npz import load_labels, load_npz
 from effdl.errors import CheckFailed, DataError, EffdlError, ModelError
 from effdl.graph import io
 from effdl.graph.clean import clean
@@ -77,7 +77,7 @@ def optimize(
     recipe: Recipe,
     output: Path | None,
     *,
-    feeds: Feeds | None = None,
+    data: Path | None = None,
     options: RunOptions | None = None,
     progress: Progress | None = None,
 ) -> RunReport:
@@ -87,7 +87,7 @@ def optimize(
         source: the model.
         recipe: what to do.
         output: where the result goes; None in a dry run.
-        feeds: calibration samples, already checked against the model's inputs.
+        data: calibration samples, an ``.npz``; goes before the recipe's ``data.calibration``.
         options: see ``RunOptions``.
         progress: told what is going on.
 
@@ -98,7 +98,7 @@ def optimize(
     """
     options = options or RunOptions()
     with scratch() as workdir:
-        run = _Run(source, recipe, output, feeds, options, progress or _silent, workdir)
+        run = _Run(source, recipe, output, data, options, progress or _silent, workdir)
         return run.dry() if options.dry_run else run.full()
 
 
@@ -114,7 +114,7 @@ class _Run:
         source: Path,
         recipe: Recipe,
         output: Path | None,
-        feeds: Feeds | None,
+        data: Path | None,
         options: RunOptions,
         progress: Progress,
         workdir: Path,
@@ -122,7 +122,6 @@ class _Run:
         self.started = time.perf_counter()
         self.source = source
         self.recipe = recipe
-        self.feeds = feeds
         self.options = options
         self.progress = progress
         self.workdir = workdir
@@ -137,6 +136,8 @@ class _Run:
         progress("load", "reading")
         self.original = io.load(source)
         self.model = self.original.clone()
+        calibration = data or recipe.data.calibration
+        self.feeds = load_npz(calibration, self.original) if calibration else None
         self.verifier: Verifier | None = None
         self.first: Outputs = []  # of the original model on the verifier's feeds
         self.unverified = ""
@@ -366,9 +367,9 @@ class _Run:
         spec = self.recipe.data.evaluation
         if spec is not None:
             self.progress("evaluate", spec.metric)
-            scores = score(
-                self.source, path, Path(spec.path), spec.labels, spec.metric, self.check_target
-            )
+            samples = load_npz(spec.path, self.original)
+            labels = load_labels(spec.path, spec.labels)
+            scores = score(self.source, path, samples, labels, spec.metric, self.check_target)
             report = replace(report, accuracy=scores)
         if self.verifier is None:
             return replace(report, unmeasured="the model does not run here")
@@ -378,7 +379,7 @@ class _Run:
         result, why = race(
             self.source,
             path,
-            self.label,
+            (report.before, report.after),
             self.verifier.feeds,
             self.target,
             threads=self.options.threads,

@@ -7,6 +7,7 @@ import pytest
 from effdl.errors import UsageError
 from effdl.graph.dims import check_dims, dynamic_dims, guess_dims, known_dims
 from tests.support import from_text
+from tests.weighted import weighted
 
 TWO = """<ir_version: 8, opset_import: ["": 17]>
 g (float[N,3,H,W] x, int64[N] n, float[5,3,3,3] w) => (float[N,5,?,?] y)
@@ -14,17 +15,8 @@ g (float[N,3,H,W] x, int64[N] n, float[5,3,3,3] w) => (float[N,5,?,?] y)
   y = Relu(c) }"""
 
 
-def with_weights(model: ir.Model, **arrays: np.ndarray) -> ir.Model:
-    for name, array in arrays.items():
-        value = next(v for v in model.graph.inputs if v.name == name)
-        model.graph.inputs.remove(value)
-        value.const_value = ir.tensor(array, name=name)
-        model.graph.register_initializer(value)
-    return model
-
-
 def two() -> ir.Model:
-    return with_weights(from_text(TWO), w=np.ones((5, 3, 3, 3), np.float32))
+    return weighted(TWO, w=np.ones((5, 3, 3, 3), np.float32))
 
 
 def test_names_of_dynamic_dimensions() -> None:
@@ -89,12 +81,16 @@ def test_weights_force_dimensions() -> None:
     model = two()
     model.graph.inputs[0].shape = ir.Shape([None, None, None, None])
     assert guess_dims(model)["x:1"] == 3
-    linear = from_text("""<ir_version: 8, opset_import: ["": 17]>
+    linear = weighted(
+        """<ir_version: 8, opset_import: ["": 17]>
         g (float[?,?] x, float[9,4] w) => (float[?,4] y) { c = Cast <to = 1> (x)
-          y = MatMul(c, w) }""")
-    with_weights(linear, w=np.ones((9, 4), np.float32))
+          y = MatMul(c, w) }""",
+        w=np.ones((9, 4), np.float32),
+    )
     assert guess_dims(linear) == {"x:0": 1, "x:1": 9}
-    gemm = from_text("""<ir_version: 8, opset_import: ["": 17]>
-        g (float[?,?] x, float[4,9] w) => (float[?,4] y) { y = Gemm <transB = 1> (x, w) }""")
-    with_weights(gemm, w=np.ones((4, 9), np.float32))
+    gemm = weighted(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[?,?] x, float[4,9] w) => (float[?,4] y) { y = Gemm <transB = 1> (x, w) }""",
+        w=np.ones((4, 9), np.float32),
+    )
     assert guess_dims(gemm) == {"x:0": 1, "x:1": 9}

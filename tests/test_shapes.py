@@ -11,6 +11,7 @@ from effdl.graph.shapes import infer, infer_into
 from effdl.graph.walk import all_nodes
 from effdl.runtime.session import open_session
 from tests.support import SAMPLES, SHARED, from_text, needs_shared
+from tests.weighted import weighted
 
 TWO = """<ir_version: 8, opset_import: ["": 17]>
 g (float[N,3,H,W] x, int64[N] n, float[5,3,3,3] w) => (float[N,5,?,?] y)
@@ -18,17 +19,8 @@ g (float[N,3,H,W] x, int64[N] n, float[5,3,3,3] w) => (float[N,5,?,?] y)
   y = Relu(c) }"""
 
 
-def with_weights(model: ir.Model, **arrays: np.ndarray) -> ir.Model:
-    for name, array in arrays.items():
-        value = next(v for v in model.graph.inputs if v.name == name)
-        model.graph.inputs.remove(value)
-        value.const_value = ir.tensor(array, name=name)
-        model.graph.register_initializer(value)
-    return model
-
-
 def two() -> ir.Model:
-    return with_weights(from_text(TWO), w=np.ones((5, 3, 3, 3), np.float32))
+    return weighted(TWO, w=np.ones((5, 3, 3, 3), np.float32))
 
 
 def value(model: ir.Model, name: str) -> ir.Value:

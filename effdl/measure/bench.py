@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,8 @@ Progress = Callable[[str, float], None]
 _MAX_FEEDS = 16
 _MAX_FEED_BYTES = 256 << 20
 _MIN_ROUNDS = 4
+FileFacts = tuple[int, int | None, str]
+"""Bytes on disk, the same compressed with zstd, SHA-256."""
 _SETTLED = 0.05
 
 
@@ -39,6 +41,7 @@ def bench(
     seconds: float = 3.0,
     min_runs: int = 5,
     seed: int = 0,
+    known: Mapping[Path, FileFacts] | None = None,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Measure models in ONNX Runtime at ORT_ENABLE_ALL and compare each with the first.
@@ -57,6 +60,7 @@ def bench(
             each gets at least ``min_runs`` runs.
         min_runs: the least number of timed runs.
         seed: of the order and of the bootstrap.
+        known: sizes and hashes of files that the caller has read already, see ``file_facts``.
         progress: called with a stage (``load``, ``warm-up``, ``measure``) and its done fraction.
 
     Raises:
@@ -68,7 +72,7 @@ def bench(
     _check_options(paths, feeds, threads, seconds, min_runs)
     check_available(target)
     say = progress or (lambda stage, fraction: None)
-    facts = {path: file_facts(path) for path in dict.fromkeys(paths)}
+    known = {p: (known or {}).get(p) or file_facts(p) for p in dict.fromkeys(paths)}
     used = _pick(feeds)
     load_before = _load_average()
     with ExitStack() as stack:
@@ -99,7 +103,7 @@ def bench(
             progress=say,
         )
         memory = [worker.ask("stats") for worker in workers]
-    results = _results(paths, facts, loads, memory, timing, seed)
+    results = _results(paths, known, loads, memory, timing, seed)
     labels = _labels(paths)
     names = dict(zip(labels, (r.latency for r in results), strict=True))
     warnings = [f"{n}: {c}" for n, load in zip(labels, loads, strict=True) for c in load["casts"]]
@@ -220,7 +224,7 @@ def _orders(count: int, rng: np.random.Generator) -> Iterator[list[int]]:
 
 def _results(
     paths: Sequence[Path],
-    facts: dict[Path, tuple[int, int | None, str]],
+    facts: dict[Path, FileFacts],
     loads: Sequence[dict[str, Any]],
     memory: Sequence[dict[str, Any]],
     timing: Timing,
@@ -312,7 +316,7 @@ def _load_average() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def file_facts(path: Path) -> tuple[int, int | None, str]:
+def file_facts(path: Path) -> FileFacts:
     """Return bytes on disk, the same compressed with zstd, and SHA-256 of a model file.
 
     Raises:

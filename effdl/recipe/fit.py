@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from effdl.errors import RecipeError, nearest
-from effdl.graph.walk import all_nodes, opset
-from effdl.passes.base import NodePass
+from effdl.errors import RecipeError
+from effdl.graph.walk import opset
 from effdl.recipe.model import Recipe
+from effdl.recipe.patterns import pattern_errors
 from effdl.recipe.reader import Spec, locate, read
 
 
@@ -69,15 +69,9 @@ def _check_patterns(
     recipe: Recipe, model: ir.Model, errors: list[RecipeError], notes: list[str]
 ) -> None:
     """Look for the nodes that patterns name: an earlier pass may still make one."""
-    names = {n.op_type for n in all_nodes(model)} | {n.name for n in all_nodes(model) if n.name}
     for i, step in enumerate(recipe.passes):
-        if not isinstance(step.pass_, NodePass):
-            continue
-        for pattern in step.pass_.unmatched([model]):
-            text = f"{step.name}: the pattern '{pattern}' matches no node of the model"
+        for error in pattern_errors(step, model):
             if i == 0:
-                hint = nearest(pattern, names)
-                hint = hint if hint.startswith("did") else "effdl inspect MODEL --nodes lists them"
-                errors.append(RecipeError(text, hint=hint, where=step.where))
+                errors.append(error)
             else:
-                notes.append(f"{step.where}: {text}, unless an earlier pass makes one")
+                notes.append(f"{error}, unless an earlier pass makes one")

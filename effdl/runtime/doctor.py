@@ -6,12 +6,12 @@ import ctypes
 import platform
 import re
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 from effdl.errors import EffdlError
 from effdl.report import DoctorReport
 from effdl.runtime.machine import this_machine
 from effdl.runtime.target import Target, parse_target
+from effdl.runtime.versions import installed
 
 CORE = ("onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnx-ir", "numpy")
 EXTRAS = {"tune": "optuna", "train": "torch", "gpu": "onnxruntime-gpu"}
@@ -48,14 +48,6 @@ def doctor() -> DoctorReport:
         cuda=cuda,
         problems=(*version_problems(versions), *_runtime_problems(providers, cuda)),
     )
-
-
-def installed(package: str) -> str:
-    """Return the version of an installed package, empty when it is not there."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def int8_format(target: Target) -> dict[str, str | bool]:

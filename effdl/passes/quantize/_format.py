@@ -30,11 +30,6 @@ class Format:
     saturation_guard: bool
     reason: str
 
-    @property
-    def activation_dtype(self) -> ir.DataType:
-        """The activations' type in onnx_ir's words."""
-        return DTYPES[self.activation_type]
-
 
 def decline(target: Target) -> str:
     """Return why 8-bit integers do not pay on the target, an empty string when they may."""
