@@ -197,8 +197,8 @@ def measure(row: Row, folder: Path, seconds: float) -> dict[str, object]:
                 "zstd": m.zstd_bytes,
                 "median_ms": m.latency.median,
                 "ratio": m.ratio,
-                "low": m.ratio_low,
-                "high": m.ratio_high,
+                "low": m.ci[0],
+                "high": m.ci[1],
                 "score": score,
             }
             for what, m, score in zip(names, report.models, scores, strict=False)

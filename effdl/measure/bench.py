@@ -17,11 +17,13 @@ from effdl.errors import DataError, UsageError
 from effdl.graph import io
 from effdl.graph.scratch import scratch
 from effdl.measure import verdict
-from effdl.measure.client import WorkerProcess, describe, write_feeds
+from effdl.measure.sending import describe, write_feeds
 from effdl.measure.size import zstd_size
 from effdl.report import BenchReport, BenchResult, Latency
+from effdl.runtime.client import WorkerProcess
+from effdl.runtime.host import Host, open_host
 from effdl.runtime.machine import this_machine
-from effdl.runtime.target import Target, check_available
+from effdl.runtime.target import Target
 
 Progress = Callable[[str, float], None]
 _MAX_FEEDS = 16
@@ -42,6 +44,7 @@ def bench(
     min_runs: int = 5,
     seed: int = 0,
     known: Mapping[Path, FileFacts] | None = None,
+    host: Host | None = None,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Measure models in ONNX Runtime at ORT_ENABLE_ALL and compare each with the first.
@@ -61,6 +64,7 @@ def bench(
         min_runs: the least number of timed runs.
         seed: of the order and of the bootstrap.
         known: sizes and hashes of files that the caller has read already, see ``file_facts``.
+        host: where to run, when it is open already; the target's own machine otherwise.
         progress: called with a stage (``load``, ``warm-up``, ``measure``) and its done fraction.
 
     Raises:
@@ -70,23 +74,24 @@ def bench(
     """
     paths = [Path(m) for m in models]
     _check_options(paths, feeds, threads, seconds, min_runs)
-    check_available(target)
     say = progress or (lambda stage, fraction: None)
     known = {p: (known or {}).get(p) or file_facts(p) for p in dict.fromkeys(paths)}
     used = _pick(feeds)
     load_before = _load_average()
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
-        files = write_feeds(used, folder)
-        workers, loads = [], []
+        host = host or stack.enter_context(open_host(target))
+        files = write_feeds(used, folder, host)
+        workers: list[WorkerProcess] = []
+        loads: list[dict[str, Any]] = []
         for k, path in enumerate(paths):
             say("load", k / len(paths))
-            worker = stack.enter_context(WorkerProcess(str(path)))
+            worker = stack.enter_context(host.worker(str(path)))
             workers.append(worker)
             loads.append(
                 worker.ask(
                     "load",
-                    model=os.path.abspath(path),
+                    model=host.send(path),
                     providers=list(target.providers),
                     threads=threads,
                     feeds=files,
@@ -252,8 +257,7 @@ def _results(
                 peak_bytes=memory[k]["peak_bytes"] - memory[k]["baseline_bytes"],
                 latency=verdict.latency([t for block in timing.blocks[k] for t in block]),
                 ratio=ratio.value,
-                ratio_low=ratio.low,
-                ratio_high=ratio.high,
+                ci=(ratio.low, ratio.high),
                 verdict="reference" if k == 0 else verdict.judge(ratio, floor),
                 noise_floor=floor,
                 rounds=len(times[k]),
@@ -263,7 +267,7 @@ def _results(
 
 
 def _sentence(result: BenchResult) -> str:
-    ratio = verdict.Ratio(result.ratio, result.ratio_low, result.ratio_high)
+    ratio = verdict.Ratio(result.ratio, *result.ci)
     return verdict.sentence(result.verdict, ratio)
 
 

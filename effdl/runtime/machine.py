@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 # Names as /proc/cpuinfo prints them -> the names effdl uses.
@@ -49,7 +49,7 @@ class Machine:
     isa: tuple[str, ...]
 
 
-@cache
+@lru_cache(maxsize=None)  # noqa: UP033 (older Pythons run this in a worker)
 def this_machine() -> Machine:
     """Read the facts from the processor itself (/proc/cpuinfo; sysctl on macOS)."""
     arch = {"aarch64": "arm64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())

@@ -1,25 +1,18 @@
-"""The parent's end of ``measure/worker.py``: starting it, asking it, never leaving it behind."""
+"""The parent's end of ``runtime.worker``: starting it, asking it, never leaving it behind."""
 
 from __future__ import annotations
 
 import json
 import signal
 import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
-from effdl.data.feeds import Feed
 from effdl.errors import EffdlError, ModelError, TargetError
 from effdl.runtime.session import load_error
-
-WORKER = Path(__file__).with_name("worker.py")
 
 
 class WorkerProcess:
@@ -27,16 +20,15 @@ class WorkerProcess:
 
     Args:
         where: the model's name, for messages.
-        command: how to start the worker; this Python by default.
+        command: how to start the worker.
     """
 
-    def __init__(self, where: str, command: Sequence[str] = ()) -> None:
+    def __init__(self, where: str, command: Sequence[str]) -> None:
         self.where = where
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
-        # -P: the folder of worker.py holds our own modules and must not hide the standard library's.
         # A session of its own: Ctrl-C reaches the parent only, which then ends the worker.
         self._process = subprocess.Popen(
-            list(command) or [sys.executable, "-P", str(WORKER)],
+            list(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -107,6 +99,10 @@ class WorkerProcess:
                     hint="see `effdl doctor`: a driver or library is missing",
                     where=self.where,
                 )
+            case "runtime":
+                return TargetError(
+                    message, hint="install it there: pip install onnxruntime", where=self.where
+                )
             case "load":
                 error = load_error(RuntimeError(message))
                 return ModelError(error.message, hint=error.hint, where=self.where)
@@ -140,26 +136,3 @@ class WorkerProcess:
         return ModelError(
             f"the measuring process was ended by {name} while {doing}", hint=hint, where=self.where
         )
-
-
-def write_feeds(feeds: Sequence[Feed], folder: Path) -> list[dict[str, Any]]:
-    """Write feeds as the worker reads them and return its ``feeds`` option."""
-    files = []
-    for k, feed in enumerate(feeds):
-        path = folder / f"feed{k}.npz"
-        # Numbered, since a graph input may have a name that is no keyword or file name.
-        np.savez(path, *[_unpickled(a) for a in feed.values()])
-        files.append({"path": str(path), "names": list(feed)})
-    return files
-
-
-def _unpickled(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return array.astype(np.str_) if array.dtype == object else array
-
-
-def describe(feed: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, str]:
-    """Return ``name: dtype[shape]`` of each array."""
-    return {
-        n: f"{'string' if a.dtype.kind in 'OU' else a.dtype.name}[{','.join(map(str, a.shape))}]"
-        for n, a in feed.items()
-    }

@@ -1,0 +1,31 @@
+"""The worker as one file that a bare Python with onnxruntime can run."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import effdl.runtime.worker
+
+_FOLDER = Path(effdl.runtime.worker.__file__).parent
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+@cache
+def worker_archive() -> bytes:
+    """Return a zip application (PEP 441) of ``runtime.worker``, the same bytes every time."""
+    files = {
+        "__main__.py": "from effdl.runtime.worker.main import main\n\nmain()\n",
+        "effdl/__init__.py": "",
+        "effdl/runtime/__init__.py": "",
+        "effdl/runtime/machine.py": _FOLDER.with_name("machine.py").read_text(encoding="utf-8"),
+    }
+    for file in sorted(_FOLDER.glob("*.py")):
+        files[f"effdl/runtime/worker/{file.name}"] = file.read_text(encoding="utf-8")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in files.items():
+            archive.writestr(zipfile.ZipInfo(name, _DATE), text)
+    return packed.getvalue()
