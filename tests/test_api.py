@@ -15,7 +15,7 @@ def test_the_documented_call(tmp_path: Path) -> None:
     goal = str(tmp_path / "o.onnx")
     report = effdl.optimize(str(MLP), recipe="lossless", output=goal)
     assert report.bench is not None
-    assert to_json(report)["schema"] == 1
+    assert to_json(report)["schema"] == 2
     assert_same(effdl.load(MLP), effdl.load(goal))
 
 

@@ -69,7 +69,7 @@ def test_optimize_writes_a_verified_model_with_its_provenance(effdl: Effdl, tmp_
     assert model.metadata_props["effdl.content_sha256"] == io.content_digest(model)
     assert json.loads(model.metadata_props["effdl.recipe"])["name"] == "cnn-int8"
     data = json.loads(report.read_text())
-    assert data["schema"] == 1
+    assert data["schema"] == 2
     assert data["after"]["sha256"] == io.file_digest(goal)
     assert data["before"]["sha256"] == io.file_digest(CNN)
     assert data["after"]["file_bytes"] < data["before"]["file_bytes"] / 2
@@ -98,7 +98,7 @@ def test_optimize_measures_and_tells(effdl: Effdl, tmp_path: Path) -> None:
     )
     assert result.code == 0, result.err
     data = result.json()
-    assert data["schema"] == 1
+    assert data["schema"] == 2
     assert data["verified"]["equal"] is True
     assert data["bench"]["models"][1]["latency"]["median"] > 0
     assert {p["status"] for p in data["passes"]} <= {"changed", "unchanged"}
@@ -181,7 +181,7 @@ def test_compare_exit_codes_and_tolerance(effdl: Effdl, tmp_path: Path) -> None:
     assert effdl("optimize", CNN, "-c", "cnn-int8", "--data", CALIB, "-o", goal, *quick()).code == 0
     result = effdl("compare", CNN, goal, "--json")
     assert result.code == 1
-    assert result.json()["schema"] == 1
+    assert result.json()["schema"] == 2
     assert effdl("compare", CNN, goal, "--rtol", "logits:10").code == 0
     assert effdl("compare", CNN, goal, "--rtol", "nonsense:10").code == 2
 
@@ -191,7 +191,7 @@ def test_bench_table_and_json(effdl: Effdl) -> None:
     assert result.code == 0, result.err
     assert "ORT_ENABLE_ALL" in result.out
     data = effdl("bench", CNN, "--seconds", "0.3", "--dim", "batch=2", "--json").json()
-    assert data["schema"] == 1
+    assert data["schema"] == 2
     assert "[2,1,8,8]" in str(data["feeds"]).replace(" ", "")
 
 
@@ -201,17 +201,17 @@ def test_inspect_one_and_two(effdl: Effdl) -> None:
     for word in ("params", "MACs", "BatchNormalization 9", "fold_batchnorm", "batch"):
         assert word in result.out
     both = effdl("inspect", CNN, SAMPLES / "digits_mlp.onnx", "--json").json()
-    assert both["schema"] == 1
+    assert both["schema"] == 2
     assert len(both["models"]) == 2
     assert "Gemm" in effdl("inspect", CNN, "--nodes").out
 
 
 def test_doctor_passes_and_recipes(effdl: Effdl) -> None:
     assert effdl("doctor").code == 0
-    assert effdl("doctor", "--json").json()["schema"] == 1
+    assert effdl("doctor", "--json").json()["schema"] == 2
     assert "quantize_static" in effdl("passes").out
     assert "per_channel" in effdl("passes", "quantize_static").out
-    assert effdl("passes", "--json").json()["schema"] == 1
+    assert effdl("passes", "--json").json()["schema"] == 2
     assert "cnn-int8" in effdl("recipe", "list").out
     assert effdl("passes", "nonsense").code == 2
 

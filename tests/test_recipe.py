@@ -515,7 +515,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert shown.stdout == recipe.preset_text("lossless")
     assert "lossless" in run(recipe_app, ["list"]).stdout
     listed = json.loads(run(recipe_app, ["list", "--json"]).stdout)
-    assert listed["schema"] == 1
+    assert listed["schema"] == 2
     assert {p["name"] for p in listed["presets"]} == set(recipe.preset_names())
     good = run(recipe_app, ["check", "lossless", "--json"])
     assert (good.exit_code, json.loads(good.stdout)["ok"]) == (0, True)
