@@ -25,7 +25,7 @@ from effdl.errors import (
 )
 
 if TYPE_CHECKING:
-    from effdl.api import bench, compare, inspect, load, optimize, save
+    from effdl.api import bench, compare, evaluate, inspect, load, optimize, save
     from effdl.pipeline import PassBug, RunOptions
     from effdl.recipe import Recipe
 
@@ -48,6 +48,7 @@ __all__ = [
     "UsageError",
     "bench",
     "compare",
+    "evaluate",
     "inspect",
     "load",
     "optimize",

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
+from effdl.data.dataset import load_dataset
 from effdl.data.feeds import Feeds
-from effdl.data.npz import load_npz
 from effdl.data.random import random_feeds
+from effdl.data.spec import Preprocess, Source, parse_labelled
 from effdl.errors import UsageError
 from effdl.graph import io
-from effdl.graph.dims import check_dims
+from effdl.graph.dims import check_dims, input_dims
 from effdl.graph.scratch import scratch
 from effdl.measure import bench as _bench
 from effdl.measure import fidelity
+from effdl.measure.baseline import read_baseline, with_baseline
+from effdl.measure.evaluation import evaluate_models
+from effdl.measure.results import file_facts
+from effdl.measure.scan import scan as run_scan
 from effdl.measure.stats import model_stats, node_stats
+from effdl.measure.verdict import MIN_EFFECT
 from effdl.opportunities import opportunities
 from effdl.pipeline import Progress, RunOptions
 from effdl.pipeline import optimize as run
 from effdl.recipe import Recipe, apply_overrides
 from effdl.recipe import load as load_recipe
-from effdl.report import BenchReport, CompareReport, InspectReport, RunReport
+from effdl.report import (
+    BenchReport,
+    BenchScan,
+    CompareReport,
+    EvaluateReport,
+    InspectReport,
+    RunReport,
+)
+from effdl.runtime.host import Host, open_host
 from effdl.runtime.target import Target, check_available, parse_target
 
 ModelLike = str | Path | ir.Model
@@ -38,7 +54,7 @@ def optimize(
     recipe: str | Path | Recipe = "lossless",
     output: str | Path | None = None,
     *,
-    data: str | Path | None = None,
+    data: str | Path | Source | None = None,
     target: str | None = None,
     overrides: Sequence[str] = (),
     options: RunOptions | None = None,
@@ -50,8 +66,8 @@ def optimize(
         model: the model.
         recipe: the name of a shipped preset, a YAML file, or a Recipe.
         output: the file to write; may be left out only in a dry run.
-        data: calibration samples, an ``.npz`` with one array per graph input, first axis the samples;
-            goes before the recipe's ``data.calibration``.
+        data: calibration samples, an ``.npz`` with one array per graph input, first axis the samples,
+            or another source of ``effdl.data.dataset``; goes before the recipe's ``data.calibration``.
         target: ``cpu``, ``cuda`` or ``arm``; goes before the recipe's.
         overrides: changes to the recipe such as ``passes.quantize_static.per_channel=false``.
         options: see ``effdl.pipeline.RunOptions``.
@@ -76,7 +92,7 @@ def optimize(
             source,
             chosen,
             goal,
-            data=None if data is None else Path(data),
+            data=Path(data) if isinstance(data, str) else data,
             options=options,
             progress=progress,
         )
@@ -84,12 +100,16 @@ def optimize(
 
 def bench(
     *models: ModelLike,
-    data: str | Path | None = None,
+    data: str | Path | Source | None = None,
     target: str = "cpu",
     threads: int = 1,
     dims: Mapping[str, int] | None = None,
     seconds: float = 5.0,
     seed: int = 0,
+    min_effect: float = MIN_EFFECT,
+    control: bool = True,
+    yardstick: bool = False,
+    baseline: str | Path | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> BenchReport:
     """Measure models side by side on ONNX Runtime, the first being the base.
@@ -100,28 +120,101 @@ def bench(
         target: ``cpu`` or ``cuda``.
         threads: intra-op threads, 0 for ONNX Runtime's own choice.
         dims: values of dynamic dimensions, ``{"batch": 8}``.
-        seconds: time budget per model.
+        seconds: the most measuring time per model; it ends earlier when it is exact enough.
         seed: of random inputs and of the statistics.
+        min_effect: the smallest difference to be told, as a fraction.
+        control: also run the base in a second process, which shows what is noise.
+        yardstick: also time a fixed small model; a report with it can be a ``baseline``.
+        baseline: an earlier report as a JSON file, to compare with.
         progress: called with a text and the share that is done.
 
     Raises:
         TargetError: the provider is not there, or fell back to the CPU.
-        ModelError, DataError: a model or its data cannot be used.
+        ModelError, DataError: a model or its data cannot be used, or the baseline measured something else.
     """
-    place = parse_target(target, threads)
-    check_available(place)
-    with as_files(models) as files:
-        feeds = _feeds(files[0], data, dims, seed, place, count=2)
-        return _bench.bench(
-            files, feeds, place, threads=threads, seconds=seconds, seed=seed, progress=progress
-        )
+    report = bench_scan(
+        *models,
+        data=data,
+        target=target,
+        threads=[threads],
+        dims=dims,
+        seconds=seconds,
+        seed=seed,
+        min_effect=min_effect,
+        control=control,
+        yardstick=yardstick,
+        baseline=baseline,
+        progress=progress,
+    )
+    return report.cells[0]
+
+
+def bench_scan(
+    *models: ModelLike,
+    threads: Sequence[int] = (1,),
+    scan: Mapping[str, Sequence[int]] | None = None,
+    data: str | Path | Source | None = None,
+    target: str = "cpu",
+    dims: Mapping[str, int] | None = None,
+    seconds: float = 5.0,
+    seed: int = 0,
+    min_effect: float = MIN_EFFECT,
+    control: bool = True,
+    yardstick: bool = False,
+    baseline: str | Path | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> BenchScan:
+    """Bench the models at every combination of threads and values of dynamic dimensions.
+
+    Args:
+        models: as in ``bench``.
+        threads: numbers of intra-op threads.
+        scan: values by dimension, ``{"batch": [1, 8, 32]}``.
+        data, target, dims, seconds, seed, min_effect, control, yardstick, baseline, progress: as in
+            ``bench``, for every combination.
+    """
+    if not models:
+        raise UsageError("no model to measure")
+    earlier = None if baseline is None else read_baseline(Path(baseline))
+    count = len(threads) * math.prod(len(v) for v in (scan or {}).values())
+    done = 0
+    with as_files(models) as files, ExitStack() as stack:
+        known = {path: file_facts(path) for path in dict.fromkeys(files)}
+        host: Host | None = None
+
+        def measure(number: int, values: dict[str, int]) -> BenchReport:
+            nonlocal done, host
+            place = parse_target(target, number)
+            host = host or stack.enter_context(open_host(place))
+            sizes = {**(dims or {}), **values}
+            report = _bench.bench(
+                files,
+                _feeds(files[0], data, sizes, seed, place, count=2),
+                place,
+                threads=number,
+                seconds=seconds,
+                seed=seed,
+                known=known,
+                host=host,
+                min_effect=min_effect,
+                control=control,
+                yardstick=yardstick or earlier is not None,
+                dims=sizes,
+                progress=progress and (lambda text, share: progress(text, (done + share) / count)),
+            )
+            done += 1
+            if earlier is None:
+                return report
+            return with_baseline(report, earlier, Path(str(baseline)))
+
+        return run_scan(measure, threads, scan or {})
 
 
 def compare(
     reference: ModelLike,
     candidate: ModelLike,
     *,
-    data: str | Path | None = None,
+    data: str | Path | Source | None = None,
     target: str = "cpu",
     rtol: float | Mapping[str, float] | None = None,
     dims: Mapping[str, int] | None = None,
@@ -144,6 +237,82 @@ def compare(
     with as_files([reference, candidate]) as (first, second):
         feeds = _feeds(first, data, dims, seed, place, count=samples).first(samples)
         return fidelity.compare(first, second, feeds, target=place, rtol=rtol)
+
+
+def evaluate(
+    *models: ModelLike,
+    data: str | Path,
+    labels: str | None = None,
+    metric: str = "top1",
+    reference: ModelLike | None = None,
+    output: str | None = None,
+    preprocess: str | Preprocess | None = None,
+    tokenizer: str | Path | None = None,
+    text: str | Sequence[str] | None = None,
+    length: int | None = None,
+    pairs: str | None = None,
+    limit: int | None = None,
+    max_drop: float | None = None,
+    target: str = "cpu",
+    seed: int = 0,
+    progress: Callable[[str, float], None] | None = None,
+) -> EvaluateReport:
+    """Score models on the same labelled samples, the first being the base of the differences.
+
+    Args:
+        models: one or more models with the same inputs.
+        data: an ``.npz``, a folder of ``.npy`` or of pictures, or a ``.csv`` with texts; see
+            docs/data.md.
+        labels: the array, column or file that holds the labels.
+        metric: a name of ``effdl.data.metrics.METRICS``, or ``module:function``.
+        reference: a model whose outputs stand in for labels; for ``agreement`` the first one if
+            neither this nor ``labels`` is given.
+        output: which graph output; the first when None.
+        preprocess: for pictures, such as ``imagenet,size=224``.
+        tokenizer, text, length, pairs: for texts, see ``effdl.data.spec.Source``.
+        limit: at most this many samples, spread evenly over all.
+        max_drop: the largest loss against the first model, in the metric's units (0.005 is half a
+            point of accuracy); the report's ``failed`` names who lost more.
+        target: ``cpu`` or ``cuda``.
+        seed: of the resampling.
+        progress: called with a model's name and the share that is done.
+
+    Raises:
+        DataError: the data does not fit the model, has no labels, or labels of another number or kind.
+        UsageError: an unknown metric or output, or options that do not belong to the data.
+    """
+    if not models:
+        raise UsageError("no model to evaluate")
+    if labels is not None and reference is not None:
+        raise UsageError("either labels or a reference model", hint="leave --labels out")
+    spec = parse_labelled(
+        path=data,
+        metric=metric,
+        labels=labels,
+        preprocess=preprocess,
+        tokenizer=tokenizer,
+        text=text,
+        length=length,
+        pairs=pairs,
+        limit=limit,
+    )
+    place = parse_target(target)
+    check_available(place)
+    with as_files([*models, *([] if reference is None else [reference])]) as files:
+        dataset = load_dataset(spec, io.load(files[0]))
+        if reference is not None or (metric == "agreement" and labels is None):
+            dataset = replace(dataset, labels=None)  # a model gives them
+        return evaluate_models(
+            files[: len(models)],
+            dataset,
+            metric,
+            place,
+            reference=None if reference is None else files[-1],
+            output=output,
+            max_drop=max_drop,
+            seed=seed,
+            progress=progress,
+        )
 
 
 def inspect(
@@ -171,7 +340,7 @@ def inspect(
 
 def _feeds(
     model: Path,
-    data: str | Path | None,
+    data: str | Path | Source | None,
     dims: Mapping[str, int] | None,
     seed: int,
     target: Target,
@@ -179,8 +348,24 @@ def _feeds(
 ) -> Feeds:
     loaded = io.load(model)
     if data is not None:
-        return load_npz(Path(data), loaded)
+        return load_dataset(data, loaded, batch=_batch(loaded, dims)).feeds
     return random_feeds(loaded, dims=dims, seed=seed, count=count, target=target)
+
+
+def _batch(model: ir.Model, dims: Mapping[str, int] | None) -> int:
+    """Return the samples per feed that ``dims`` ask for; the other sizes of real inputs are given."""
+    chosen = check_dims(model, dims)
+    first = {name for name, _, axis in input_dims(model) if axis == 0}
+    for name in chosen:
+        if name not in first:
+            raise UsageError(
+                f"dimension '{name}' is as the real inputs have it",
+                hint="leave out --data for random inputs of any size",
+            )
+    sizes = set(chosen.values())
+    if len(sizes) > 1:
+        raise UsageError("real inputs have one number of samples per run, not several")
+    return sizes.pop() if sizes else 1
 
 
 @contextmanager
@@ -198,7 +383,5 @@ def as_file(model: ModelLike) -> Iterator[Path]:
 @contextmanager
 def as_files(models: Sequence[ModelLike]) -> Iterator[list[Path]]:
     """Give several models as files, see ``as_file``."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         yield [stack.enter_context(as_file(m)) for m in models]

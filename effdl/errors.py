@@ -63,9 +63,19 @@ class TargetError(EffdlError):
 
 
 class CheckFailed(EffdlError):
-    """A check or a budget that was missed."""
+    """A check or a budget that was missed.
+
+    Args:
+        report: of the run, for who wants to show it; None when there is none.
+    """
 
     exit_code = 1
+
+    def __init__(
+        self, message: str, *, hint: str = "", where: str = "", report: object = None
+    ) -> None:
+        super().__init__(message, hint=hint, where=where)
+        self.report = report
 
 
 def nearest(word: str, choices: object) -> str:

@@ -1,38 +1,44 @@
-"""Runs a recipe over a model: snapshot, pass, clean, check, keep or roll back; then save and verify."""
+"""Runs a recipe over a model: snapshot, pass, check, measure, keep or go back; then save and verify."""
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
-from effdl.data.npz import load_labels, load_npz
-from effdl.errors import CheckFailed, DataError, EffdlError, ModelError
+from effdl.data.dataset import Dataset, load_dataset
+from effdl.data.feeds import Feeds
+from effdl.errors import CheckFailed, DataError, EffdlError, ModelError, UsageError, nearest
+from effdl.gate import Gate, loses, weakest
 from effdl.graph import io
 from effdl.graph.clean import clean
-from effdl.graph.dims import known_dims
 from effdl.graph.scratch import scratch
-from effdl.graph.walk import all_nodes, interface, opset
+from effdl.graph.walk import all_nodes
 from effdl.graph.weights import weight_tensors
-from effdl.measure.outcome import race, score
+from effdl.measure.outcome import race
 from effdl.measure.stats import model_stats
-from effdl.measure.verify import Outputs, Verdict, Verifier, run_all, verification_feeds
-from effdl.passes.base import Context, PassLog
+from effdl.measure.verify import Verdict
+from effdl.passes.base import NodePass, PassLog
 from effdl.recipe import Recipe, Step, to_dict
 from effdl.recipe.budget import missed
 from effdl.recipe.patterns import match_patterns
 from effdl.recipe.provenance import stamp
 from effdl.recipe.reproducer import write_reproducer
-from effdl.report import CompareReport, ModelStats, PassReport, RunReport
+from effdl.recipe.sparing import REPAIRS, spare, spared
+from effdl.report import CompareReport, GateReport, ModelStats, OpChange, PassReport, RunReport
+from effdl.runtime.host import open_host
 from effdl.runtime.target import parse_target, where_to_check
 from effdl.runtime.versions import versions
+from effdl.workpiece import Applied, Workpiece
 
 Progress = Callable[[str, str], None]
 """Called with a pass (or stage) name and what is being done with it."""
+GATES = ("off", "final", "each")
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,16 @@ class RunOptions:
 
     Args:
         dry_run: tell what each pass would do; nothing is checked, measured or written.
-        keep_going: roll a failed pass back and go on, instead of stopping with nothing written.
+        keep_going: drop a pass that fails its check and go on, instead of stopping with nothing
+            written; write a result that misses its budget.
         strict: a pass that finds nothing to do is an error.
         stop_after: run only the first passes.
         save_after_each: a folder that gets the model after every pass.
-        bench_seconds: time for measuring input against output at the end, 0 for none.
+        gate: ``each``: every pass that claims speed or size is measured and dropped where it does not
+            deliver, every lossy one is held to the budget; ``final``: only the result is; ``off``:
+            everything stays, the result is measured only.
+        gate_seconds: time for measuring each of the two models of a pass.
+        bench_seconds: time for measuring input against output at the end, 0 for no measuring at all.
         threads: intra-op threads of the measurement.
         dims: values of dynamic dimensions for random inputs.
         seed: of every random choice.
@@ -57,6 +68,8 @@ class RunOptions:
     strict: bool = False
     stop_after: int | None = None
     save_after_each: Path | None = None
+    gate: str = "each"
+    gate_seconds: float = 1.0
     bench_seconds: float = 3.0
     threads: int = 1
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -87,9 +100,12 @@ def optimize(
         source: the model.
         recipe: what to do.
         output: where the result goes; None in a dry run.
-        data: calibration samples, an ``.npz``; goes before the recipe's ``data.calibration``.
+        data: calibration samples; goes before the recipe's ``data.calibration``.
         options: see ``RunOptions``.
         progress: told what is going on.
+
+    Returns:
+        What happened. Where ``won`` is False nothing helped and the output is the input, unchanged.
 
     Raises:
         EffdlError: a fault of model, recipe, data, output; CheckFailed: a pass changed the outputs
@@ -97,9 +113,11 @@ def optimize(
         PassBug: a pass crashed; a reproducer was written.
     """
     options = options or RunOptions()
-    with scratch() as workdir:
+    if options.gate not in GATES:
+        raise UsageError(f"unknown gate '{options.gate}'", hint=nearest(options.gate, GATES))
+    with scratch() as workdir, ExitStack() as stack:
         run = _Run(source, recipe, output, data, options, progress or _silent, workdir)
-        return run.dry() if options.dry_run else run.full()
+        return run.dry() if options.dry_run else run.full(stack)
 
 
 def _silent(name: str, what: str) -> None:
@@ -134,19 +152,25 @@ class _Run:
         if self.goal is not None:
             io.clean_leftovers(self.goal)
         progress("load", "reading")
-        self.original = io.load(source)
-        self.model = self.original.clone()
+        original = io.load(source)
         calibration = data or recipe.data.calibration
-        self.feeds = load_npz(calibration, self.original) if calibration else None
-        self.verifier: Verifier | None = None
-        self.first: Outputs = []  # of the original model on the verifier's feeds
+        self.work = Workpiece(
+            original,
+            self.target,
+            self.check_target,
+            load_dataset(calibration, original).feeds if calibration else None,
+            options.dims,
+            options.seed,
+            workdir,
+        )
+        self.done: list[tuple[Step, PassReport]] = []
         self.unverified = ""
         if not options.dry_run:
             self._need_data()
 
     def _need_data(self) -> None:
         for step in self.steps:
-            if step.pass_.needs_data and self.feeds is None:
+            if step.pass_.needs_data and self.work.calibration is None:
                 raise DataError(
                     f"{step.name} needs calibration data",
                     hint="--data FILE.npz with one array per graph input, or data.calibration",
@@ -155,258 +179,295 @@ class _Run:
 
     def dry(self) -> RunReport:
         """Run the passes on a copy in memory and report what they touch."""
-        before = model_stats(self.original, self.source, self.options.dims, zstd=False)
-        reports = []
+        work = self.work
+        self.before = model_stats(work.original, self.source, self.options.dims, zstd=False)
         for step in self.steps:
             self.progress(step.name, "planning")
-            match_patterns(step, self.original, self.model)
-            if step.pass_.needs_data and self.feeds is None:
-                reports.append(self._planned(step))
+            match_patterns(step, work.original, work.model)
+            if step.pass_.needs_data and work.calibration is None:
+                self.done.append((step, self._planned(step)))
                 continue
             started = time.perf_counter()
-            log, changes, reason = self._run_pass(step)
+            log, changes, reason = work.run_pass(step)
             if changes:
-                clean(self.model)
+                clean(work.model)
             status = "changed" if changes else "unchanged"
-            reports.append(self._report(step, log, status, changes, reason, None, started))
-        after = replace(model_stats(self.model, None, self.options.dims, zstd=False), path="")
-        return self._run_report(before, after, reports, None, "a dry run checks nothing")
+            applied = Applied(log, changes, reason, None, time.perf_counter() - started, 0.0)
+            self.done.append((step, self._report(step, applied, status, reason)))
+        after = replace(model_stats(work.model, None, self.options.dims, zstd=False), path="")
+        return self._run_report(after, None, "a dry run checks nothing")
 
     def _planned(self, step: Step) -> PassReport:
-        ctx = self._context()
-        names = step.pass_.candidates(self.model, ctx)
+        ctx = self.work.context()
+        names = step.pass_.candidates(self.work.model, ctx)
         log = ctx.log
         log.touched.extend((n, "candidate") for n in names or [] if n not in dict(log.touched))
         reason = "needs calibration data (--data): these are its candidates"
-        return self._report(step, log, "not_run", 0, reason, None, time.perf_counter())
+        return self._report(step, Applied(log, 0, reason, None, 0.0, 0.0), "not_run", reason)
 
-    def full(self) -> RunReport:
-        """Run, check, save, verify and measure."""
+    def full(self, stack: ExitStack) -> RunReport:
+        """Run, check, measure, save and verify.
+
+        Args:
+            stack: keeps what measuring needs open until the end.
+        """
         assert self.goal is not None
-        before = model_stats(self.original, self.source, self.options.dims)
-        self._start_verifier()
-        reports = [self._step(step, n) for n, step in enumerate(self.steps, 1)]
-        stamp(self.model, self.recipe, before.sha256)
+        self.before = model_stats(self.work.original, self.source, self.options.dims)
+        self._start_checks()
+        self.gate = self._open_gate(stack)
+        for number, step in enumerate(self.steps, 1):
+            done = self._step(step)
+            self.done.append(done)
+            if self.options.save_after_each is not None:
+                folder = self.options.save_after_each
+                folder.mkdir(parents=True, exist_ok=True)
+                io.save(self.work.model, folder / f"{number:02d}_{step.name}.onnx")
         with io.Stage(self.goal) as stage:
-            self.progress("save", "writing")
-            external = self.options.external
-            if external is None and io.external_tensors(self.original):
-                external = True
-            stage.write(self.model, external=external)
-            verified = self._verify_file(stage.path)
-            after = replace(
-                model_stats(io.load(stage.path), stage.path, self.options.dims), path=self.label
-            )
-            report = self._run_report(before, after, reports, verified, self.unverified)
-            report = self._measure(report, stage.path)
-            miss = missed(report, self.recipe)
+            report = self._settle(stage)
+            miss = missed(report, self.recipe) if report.won else ""
             if miss and not self.options.keep_going:
-                raise CheckFailed(miss, hint="nothing was written; --keep-going writes it anyway")
+                hint = "nothing was written; --keep-going writes it anyway"
+                raise CheckFailed(miss, hint=hint, report=report)
             if miss:
                 report = replace(report, warnings=(*report.warnings, miss))
             stage.commit()
         return replace(report, seconds=time.perf_counter() - self.started)
 
-    def _start_verifier(self) -> None:
+    def _start_checks(self) -> None:
         self.progress("check", "running the input model")
         try:
-            feeds = verification_feeds(
-                self.model,
-                self.feeds,
-                dims=self.options.dims,
-                seed=self.options.seed,
-                target=self.check_target,
-            )
-            self.verifier = Verifier(self.model, feeds, self.check_target)
-            self.first = self.verifier.reference
+            self.work.start_checks()
         except ModelError as e:
             if any(s.pass_.needs_data for s in self.steps):
                 raise
             self.unverified = e.message
             self.warnings.append(f"outputs are not checked: {e.message}")
 
-    def _step(self, step: Step, number: int) -> PassReport:
+    def _open_gate(self, stack: ExitStack) -> Gate:
+        """Reach the target, if its speed can be measured."""
+        if self.work.verifier is None:
+            self.unmeasured = self.unmeasured or "the model does not run here"
+        elif self.options.bench_seconds <= 0:
+            self.unmeasured = self.unmeasured or "switched off"
+        host = None if self.unmeasured else stack.enter_context(open_host(self.target))
+        return Gate(
+            recipe=self.recipe,
+            source=self.source,
+            host=host,
+            target=self.target,
+            check_target=self.check_target,
+            feeds=self._feeds,
+            dataset=self._dataset(),
+            workdir=self.workdir,
+            seconds=self.options.gate_seconds,
+            threads=self.options.threads,
+            seed=self.options.seed,
+        )
+
+    def _feeds(self) -> Feeds:
+        assert self.work.verifier is not None
+        return self.work.verifier.feeds
+
+    def _dataset(self) -> Dataset | None:
+        spec = self.recipe.data.evaluation
+        return None if spec is None else load_dataset(spec, self.work.original)
+
+    def _step(self, step: Step) -> tuple[Step, PassReport]:
+        """Run one pass; where the gate drops it, try again without the nodes at fault."""
+        match_patterns(step, self.work.original, self.work.model)
+        report = self._attempt(step, judged=self.options.gate == "each")
+        gate = report.gate
+        if gate is None or gate.kept or not isinstance(step.pass_, NodePass):
+            return step, report
+        for share in REPAIRS:
+            milder = spare(step, gate.culprits, share, self.work.model)
+            if milder is None:
+                break
+            self.progress(step.name, f"again without {share:.0%} of the nodes at fault")
+            again = self._attempt(milder, judged=True)
+            if again.gate is not None and again.gate.kept:
+                reason = f"{spared(step, milder)} left alone; with them: {gate.reason}"
+                return milder, replace(again, reason=reason)
+        return step, report
+
+    def _attempt(self, step: Step, *, judged: bool) -> PassReport:
         """Run one pass; on failure the model is the one before it again."""
         self.progress(step.name, "running")
-        match_patterns(step, self.original, self.model)
-        started = time.perf_counter()
-        snapshot = self.model.clone()
+        work, before = self.work, self.work.snapshot()
         try:
-            log, changes, reason = self._run_pass(step)
-            seconds = time.perf_counter() - started
-            verdict = None
-            if changes:
-                self.progress(step.name, "checking")
-                clean(self.model)
-                verdict = self._check(step, snapshot)
+            applied = work.apply(step, before.model)
         except EffdlError as e:
             if not isinstance(e, CheckFailed):
                 e.where = e.where or step.where
             raise
         except Exception as e:
-            reproducer = self._reproduce(step, snapshot, e)
+            reproducer = write_reproducer(self._place(), before.model, step, self.recipe, e)
             if not self.options.keep_going:
                 raise PassBug(step.name, reproducer, e) from e
             self.warnings.append(f"{step.name} crashed ({e}); reproducer: {reproducer}")
-            log, changes, seconds = PassLog(), 0, time.perf_counter() - started
-            verdict = Verdict(False, None, f"crashed: {type(e).__name__}: {e}")
-        status = "changed"
-        if verdict is not None and not verdict.ok:
-            status, reason = "rolled_back", verdict.reason
-            self.model = snapshot
-            if not self.options.keep_going:
-                reproducer = self._reproduce(step, snapshot, CheckFailed(reason))
-                raise CheckFailed(
-                    f"{step.name} was rolled back: {reason}",
-                    hint=f"nothing was written; --keep-going drops the pass. See {reproducer}",
-                )
-        elif verdict is None:
-            status, self.model = "unchanged", snapshot
+            crash = Verdict(False, None, f"crashed: {type(e).__name__}: {e}")
+            applied = Applied(PassLog(), 0, "", crash, 0.0, 0.0)
+        verdict = applied.verdict
+        if verdict is None:
+            work.restore(before)
             if self.options.strict:
-                raise CheckFailed(f"{step.name} found nothing to do: {reason}", where=step.where)
-        elif self.verifier is not None:
-            self.verifier.accept(verdict)
-            reason = verdict.note
-        if self.options.save_after_each is not None:
-            folder = self.options.save_after_each
-            folder.mkdir(parents=True, exist_ok=True)
-            io.save(self.model, folder / f"{number:02d}_{step.name}.onnx")
-        report = self._report(step, log, status, changes, reason, verdict, started)
-        return replace(
-            report, seconds=seconds, check_seconds=time.perf_counter() - started - seconds
-        )
-
-    def _run_pass(self, step: Step) -> tuple[PassLog, int, str]:
-        have = opset(self.model)
-        if have and have < step.pass_.min_opset:
-            need = step.pass_.min_opset
-            return (
-                PassLog(),
-                0,
-                f"needs opset {need}, the model has {have}: convert_opset before it",
-            )
-        ctx = self._context()
-        changes = step.pass_.run(self.model, ctx)
-        reason = "" if changes else ctx.log.why_nothing()
-        return ctx.log, changes, reason
-
-    def _check(self, step: Step, snapshot: ir.Model) -> Verdict:
-        try:
-            io.check(self.model)
-        except ModelError as e:
-            return Verdict(False, None, e.message)
-        if not step.pass_.changes_interface():
-            changed = interface(snapshot) ^ interface(self.model)
-            if changed:
-                return Verdict(
-                    False, None, f"inputs or outputs changed: {', '.join(sorted(changed))}"
+                raise CheckFailed(
+                    f"{step.name} found nothing to do: {applied.reason}", where=step.where
                 )
-        if self.verifier is None:
-            return Verdict(True, None, "", "not checked")
-        if step.pass_.changes_interface():
-            return self._new_interface(step, snapshot)
-        return self.verifier.check(snapshot, self.model, lossy=step.pass_.lossy)
+            return self._report(step, applied, "unchanged", applied.reason)
+        if not verdict.ok:
+            work.restore(before)
+            if not self.options.keep_going:
+                raise self._check_failed(step, before.model, verdict.reason)
+            return self._report(step, applied, "rolled_back", verdict.reason)
+        gate = self._judge(step, before.model, verdict) if judged else None
+        if gate is not None and not gate.kept:
+            report = self._report(step, applied, "dropped", gate.reason)
+            work.restore(before)
+        else:
+            work.accept(verdict)
+            report = self._report(step, applied, "changed", verdict.note)
+        return replace(report, gate=gate)
 
-    def _new_interface(self, step: Step, snapshot: ir.Model) -> Verdict:
-        """Check a pass that may change input shapes: on feeds that fit the new model."""
-        assert self.verifier is not None
-        feeds = verification_feeds(
-            self.model,
-            self.feeds,
-            dims=known_dims(self.model, self.options.dims),
-            seed=self.options.seed,
-            target=self.check_target,
+    def _judge(self, step: Step, before: ir.Model, verdict: Verdict) -> GateReport | None:
+        work = self.work
+        self.gate.tell = lambda what: self.progress(step.name, what)
+        error = work.total_error(verdict)
+        return self.gate.judge(step.pass_, work.original, before, work.model, error)
+
+    def _check_failed(self, step: Step, model: ir.Model, reason: str) -> CheckFailed:
+        place = write_reproducer(self._place(), model, step, self.recipe, CheckFailed(reason))
+        return CheckFailed(
+            f"{step.name} was rolled back: {reason}",
+            hint=f"nothing was written; --keep-going drops the pass. See {place}",
         )
-        self.verifier = Verifier(snapshot, feeds, self.check_target)
-        self.first = run_all(self.original, feeds, self.check_target)
-        return self.verifier.check(snapshot, self.model, lossy=step.pass_.lossy)
 
-    def _context(self) -> Context:
-        folder = Path(tempfile.mkdtemp(dir=self.workdir))
-        return Context(self.target, self.feeds, self.options.seed, folder, PassLog())
+    def _place(self) -> Path:
+        return self.goal.parent if self.goal is not None else Path.cwd()
 
-    def _report(
-        self,
-        step: Step,
-        log: PassLog,
-        status: str,
-        changes: int,
-        reason: str,
-        verdict: Verdict | None,
-        started: float,
-    ) -> PassReport:
-        return PassReport(
-            name=step.name,
-            options=dict(step.options),
-            lossy=step.pass_.lossy,
-            status=status,
-            changes=changes,
-            reason=reason,
-            touched=tuple(log.touched),
-            skipped=tuple(log.skipped),
-            notes=dict(log.notes),
-            error=verdict.error if verdict is not None else None,
-            nodes=sum(1 for _ in all_nodes(self.model)),
-            weight_bytes=sum(t.nbytes for t in weight_tensors(self.model)),
-            seconds=time.perf_counter() - started,
-            check_seconds=0.0,
+    def _settle(self, stage: io.Stage) -> RunReport:
+        """Write and measure the result; while it loses, take passes out."""
+        while True:
+            report = self._result(stage)
+            by, reason = loses(report, self.recipe) if self.options.gate != "off" else ("", "")
+            if not by:
+                return report
+            index = weakest(report.passes, by)
+            if index is None:
+                return self._give_back(stage, report, reason)
+            self._take_out(index, reason)
+
+    def _take_out(self, index: int, reason: str) -> None:
+        """Run the kept passes again from the start, but one."""
+        self.progress(self.done[index][0].name, f"taken out: {reason}")
+        self.work.restore(self.work.start)
+        old, self.done = self.done, []
+        for k, (step, was) in enumerate(old):
+            if k == index:
+                gate = GateReport(False, "total", f"with it the result is {reason}")
+                report = replace(was, status="dropped", reason=gate.reason, gate=gate)
+            elif was.status == "changed":
+                report = replace(self._attempt(step, judged=False), gate=was.gate)
+            else:
+                report = was
+            self.done.append((step, report))
+
+    def _give_back(self, stage: io.Stage, report: RunReport, reason: str) -> RunReport:
+        """Put the input where the result would have been."""
+        if io.external_tensors(self.work.original):
+            stage.write(self.work.original, external=True)
+        else:
+            shutil.copyfile(self.source, stage.path)
+        return replace(
+            report,
+            after=replace(self.before, path=self.label),
+            verified=None,
+            unverified="the output is the input",
+            bench=None,
+            unmeasured="the output is the input",
+            accuracy=None,
+            changes=(),
+            won=False,
+            warnings=(*report.warnings, f"nothing helped: the best that was found is {reason}"),
         )
+
+    def _result(self, stage: io.Stage) -> RunReport:
+        """Write the model as it is now, read it back, compare and measure it."""
+        self.progress("save", "writing")
+        stamp(self.work.model, self.recipe, self.before.sha256)
+        external = self.options.external
+        if external is None and io.external_tensors(self.work.original):
+            external = True
+        stage.write(self.work.model, external=external)
+        verified = self._verify_file(stage.path)
+        stats = model_stats(io.load(stage.path), stage.path, self.options.dims)
+        report = self._run_report(replace(stats, path=self.label), verified, self.unverified)
+        return self._measure(report, stage.path)
 
     def _verify_file(self, path: Path) -> CompareReport | None:
         """Read the staged file back and compare it with the original model."""
-        if self.verifier is None:
+        verifier = self.work.verifier
+        if verifier is None:
             return None
         self.progress("verify", "reading the file back")
-        self.verifier.reference = self.first
-        lossy = any(s.pass_.lossy for s in self.steps)
-        report = self.verifier.check_file(self.original, path, lossy=lossy)
+        verifier.reference = self.work.first
+        lossy = any(s.pass_.lossy for s, r in self.done if r.status == "changed")
+        report = verifier.check_file(self.work.original, path, lossy=lossy)
         return replace(report, reference=str(self.source), candidate=self.label)
 
     def _measure(self, report: RunReport, path: Path) -> RunReport:
         """Score and time the input against the file just written."""
-        spec = self.recipe.data.evaluation
-        if spec is not None:
-            self.progress("evaluate", spec.metric)
-            samples = load_npz(spec.path, self.original)
-            labels = load_labels(spec.path, spec.labels)
-            scores = score(self.source, path, samples, labels, spec.metric, self.check_target)
-            report = replace(report, accuracy=scores)
-        if self.verifier is None:
-            return replace(report, unmeasured="the model does not run here")
-        if self.unmeasured or self.options.bench_seconds <= 0:
-            return replace(report, unmeasured=self.unmeasured or "switched off")
+        if self.recipe.data.evaluation is not None:
+            self.progress("evaluate", self.recipe.data.evaluation.metric)
+            report = replace(report, accuracy=self.gate.accuracy(self.source, path))
+        if self.gate.host is None:
+            return replace(report, unmeasured=self.unmeasured)
         self.progress("bench", "measuring input and output")
         result, why = race(
             self.source,
             path,
             (report.before, report.after),
-            self.verifier.feeds,
+            self._feeds(),
             self.target,
             threads=self.options.threads,
             seconds=self.options.bench_seconds,
             seed=self.options.seed,
+            host=self.gate.host,
         )
-        return replace(report, bench=result, unmeasured=why)
+        moved: tuple[OpChange, ...] = ()
+        if self.options.gate != "off" and result is not None:
+            moved = self.gate.where_time_went(self.source, path)
+        return replace(report, bench=result, unmeasured=why, changes=moved)
 
-    def _reproduce(self, step: Step, model: ir.Model, error: BaseException) -> Path:
-        place = self.goal.parent if self.goal is not None else Path.cwd()
-        return write_reproducer(place, model, step, self.recipe, error)
+    def _report(self, step: Step, applied: Applied, status: str, reason: str) -> PassReport:
+        log, verdict = applied.log, applied.verdict
+        return PassReport(
+            name=step.name,
+            options=dict(step.options),
+            lossy=step.pass_.lossy,
+            status=status,
+            changes=applied.changes,
+            reason=reason,
+            touched=tuple(log.touched),
+            skipped=tuple(log.skipped),
+            notes=dict(log.notes),
+            error=verdict.error if verdict is not None else None,
+            nodes=sum(1 for _ in all_nodes(self.work.model)),
+            weight_bytes=sum(t.nbytes for t in weight_tensors(self.work.model)),
+            seconds=applied.seconds,
+            check_seconds=applied.check_seconds,
+        )
 
     def _run_report(
-        self,
-        before: ModelStats,
-        after: ModelStats,
-        passes: list[PassReport],
-        verified: CompareReport | None,
-        unverified: str,
+        self, after: ModelStats, verified: CompareReport | None, unverified: str
     ) -> RunReport:
         return RunReport(
             recipe=to_dict(self.recipe),
             target=self.target.device,
             versions=versions(),
-            before=before,
+            before=self.before,
             after=after,
-            passes=tuple(passes),
+            passes=tuple(report for _, report in self.done),
             verified=verified,
             unverified=unverified,
             bench=None,
@@ -416,4 +477,5 @@ class _Run:
             dry_run=self.options.dry_run,
             seconds=time.perf_counter() - self.started,
             warnings=tuple(self.warnings),
+            gate=self.options.gate,
         )

@@ -17,6 +17,7 @@ ORDER = (
     "search",
     "opportunities",
     "pipeline",
+    "gate",
     "recipe",
     "passes",
     "train",

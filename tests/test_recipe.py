@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -133,11 +134,24 @@ FAULTS = [
         "r.yaml:3:46",
         "must be true or false, not 1",
     ),
-    (GOOD + "target: gpu\n", "r.yaml:4:9", "'target' must be 'cpu', 'cuda' or 'arm' or a mapping"),
+    (
+        GOOD + "target: gpu\n",
+        "r.yaml:4:9",
+        "'target' must be 'cpu', 'cuda', 'arm' or 'arm-emulated' or ssh:HOST or a mapping",
+    ),
+    (GOOD + "target: 'ssh:'\n", "r.yaml:4:9", "'target': target ssh needs a host"),
+    (GOOD + "target: 'ssh:-o'\n", "r.yaml:4:9", "'target': '-o' is no host name"),
+    (GOOD + "target: arm-emulated:m4\n", "r.yaml:4:9", "'target': unknown core 'm4'"),
+    (GOOD + "target: {device: ssh}\n", "r.yaml:4:9", "'target': target ssh needs a host"),
+    (
+        GOOD + "target: {device: cpu, core: n1}\n",
+        "r.yaml:4:9",
+        "'target': target cpu has no 'core'",
+    ),
     (
         GOOD + "target: {device: arn}\n",
         "r.yaml:4:18",
-        "'target.device' must be 'cpu', 'cuda' or 'arm'",
+        "'target.device' must be 'cpu', 'cuda', 'arm', 'ssh' or 'arm-emulated'",
     ),
     (GOOD + "target: {devise: arm}\n", "r.yaml:4:10", "unknown key 'devise' in target"),
     (GOOD + "target: {isa: [dotprd]}\n", "r.yaml:4:16", "'target.isa[1]' must be 'avx2'"),
@@ -554,6 +568,8 @@ def check_against(schema: dict[str, Any], value: Any, whole: dict[str, Any]) -> 
         kind = kinds[schema["type"]]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             return False
+    if "pattern" in schema and not re.search(schema["pattern"], value):
+        return False
     if isinstance(value, dict):
         known = schema.get("properties", {})
         rest = schema.get("additionalProperties", True)
@@ -579,9 +595,14 @@ def test_schema_takes_presets_and_refuses_faults() -> None:
         assert check_against(schema, yaml.safe_load(recipe.preset_text(name)), schema), name
     good = {"name": "n", "description": "d", "passes": ["strip_metadata"]}
     assert check_against(schema, good, schema)
+    far = {"device": "ssh", "host": "pi4", "python": "venv/bin/python", "provider": "cuda"}
+    for place in ("ssh:me@pi4", "arm-emulated", "arm-emulated:n1", far):
+        assert check_against(schema, good | {"target": place}, schema)
+        assert recipe.load(good | {"target": place}).target == place
     for bad in (
         good | {"x": 1},
         good | {"target": "gpu"},
+        good | {"target": "arm-emulated:m4"},
         good | {"passes": ["nope"]},
         good | {"passes": [{"strip_metadata": {"nope": 1}}]},
         good | {"passes": [{"strip_metadata": {"model_properties": 1}}]},

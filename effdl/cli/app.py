@@ -13,10 +13,12 @@ from effdl import __version__
 from effdl.cli.bench import bench
 from effdl.cli.compare import compare
 from effdl.cli.doctor import doctor
+from effdl.cli.evaluate import evaluate
 from effdl.cli.inspect import inspect
 from effdl.cli.optimize import optimize
 from effdl.cli.passes import passes
 from effdl.cli.recipe import recipe_app
+from effdl.cli.report import report
 from effdl.errors import EffdlError
 
 app = typer.Typer(
@@ -31,9 +33,11 @@ app = typer.Typer(
 app.command()(optimize)
 app.command()(bench)
 app.command()(compare)
+app.command()(evaluate)
 app.command()(inspect)
 app.command()(passes)
 app.add_typer(recipe_app, name="recipe")
+app.command()(report)
 app.command()(doctor)
 
 

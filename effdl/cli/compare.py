@@ -11,8 +11,11 @@ from effdl.cli.options import Data, Dim, Json, Quiet, Seed, parse_dims, parse_rt
 
 
 def compare(
-    reference: Annotated[Path, typer.Argument(help="The model that is right.")],
-    candidate: Annotated[Path, typer.Argument(help="The model to judge.")],
+    reference: Annotated[Path, typer.Argument(help="The model that is right.", metavar="MODEL")],
+    candidate: Annotated[
+        Path | None,
+        typer.Argument(help="The model to judge; without it MODEL here is compared with MODEL there."),
+    ] = None,
     data: Data = None,
     rtol: Annotated[
         list[str] | None,
@@ -20,7 +23,11 @@ def compare(
             "--rtol", metavar="[OUT:]N", help="Relative tolerance, for all outputs or one."
         ),
     ] = None,
-    target: Annotated[str, typer.Option("--target", help="cpu or cuda.")] = "cpu",
+    target: Annotated[
+        str,
+        typer.Option("--target", help="cpu, cuda, ssh:HOST[/cuda] or arm-emulated[:a53|n1|v1]."),
+    ] = "cpu",
+    python: Python = None,
     dim: Dim = None,
     seed: Seed = 0,
     samples: Annotated[int, typer.Option("--samples", min=1, help="How many inputs to run.")] = 8,

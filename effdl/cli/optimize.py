@@ -35,7 +35,12 @@ def optimize(
         bool, typer.Option("--dry-run", help="Show what each pass would touch; write nothing.")
     ] = False,
     report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE.json", help="Write the full report.")
+        list[Path] | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="Write the report: FILE.html, FILE.md or FILE.json; may be given more than once.",
+        ),
     ] = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Drop a pass that fails its check and go on.")
@@ -55,6 +60,18 @@ def optimize(
         bool | None,
         typer.Option("--external-data/--inline", help="Weights beside the model, or inside it."),
     ] = None,
+    gate: Annotated[
+        str,
+        typer.Option(
+            "--gate",
+            metavar="each|final|off",
+            help="Keep what helps: judge each pass, only the result, or nothing.",
+        ),
+    ] = "each",
+    gate_seconds: Annotated[
+        float,
+        typer.Option("--gate-seconds", min=0.1, help="Time to measure each model of a pass."),
+    ] = 1.0,
     bench_seconds: Annotated[
         float, typer.Option("--bench-seconds", min=0, help="Time to measure each model; 0: do not.")
     ] = 3.0,
@@ -68,47 +85,63 @@ def optimize(
     """Run a recipe over a model; verify, measure, save.
 
     Every pass is checked against the model before it, the written file is read back and compared
-    with the original, and both are measured side by side. The output appears only when it is
-    complete and verified; an older file stays until then.
+    with the original, and both are measured side by side. A pass that claims speed is measured too,
+    and taken back where it does not help; where nothing helps, the output is the input and the exit
+    code 1. The output appears only when it is complete and verified; an older file stays until then.
     """
     from effdl import api
-    from effdl.cli.pipes import model_in, model_out, write_text
+    from effdl.cli.pipes import model_in, model_out
+    from effdl.cli.report import check_suffixes, write_reports
+    from effdl.errors import CheckFailed
     from effdl.graph.io import check_goal
     from effdl.pipeline import RunOptions
     from effdl.render import run as render
     from effdl.render.console import print_json
     from effdl.render.progress import live
-    from effdl.report import to_json
+    from effdl.report import RunReport, to_json
 
-    if report is not None:
-        check_goal(report)  # before the work, not after
+    reports = check_suffixes(report or (), "--report")
+    for path in reports:
+        check_goal(path)  # before the work, not after
     options = RunOptions(
         dry_run=dry_run,
         keep_going=keep_going,
         strict=strict,
         stop_after=stop_after,
         save_after_each=save_after_each,
+        gate=gate,
+        gate_seconds=gate_seconds,
         bench_seconds=bench_seconds,
         threads=threads,
         dims=parse_dims(dim),
         seed=seed,
         external=external_data,
     )
+
+    def tell(result: RunReport) -> None:
+        write_reports(reports, result)
+        if json:
+            print_json(to_json(result))
+        elif not quiet:
+            render.print_run(result, verbose=verbose, to_stderr=output == "-")
+
     with model_in(model) as source, model_out(output, json=json) as goal:
-        with live(quiet) as show:
-            result = api.optimize(
-                source,
-                recipe,
-                goal,
-                data=data,
-                target=target,
-                overrides=change or (),
-                options=options,
-                progress=show,
-            )
-        if report is not None:
-            write_text(report, to_json(result))
-    if json:
-        print_json(to_json(result))
-    elif not quiet:
-        render.print_run(result, verbose=verbose, to_stderr=output == "-")
+        try:
+            with live(quiet) as show:
+                result = api.optimize(
+                    source,
+                    recipe,
+                    goal,
+                    data=data,
+                    target=target,
+                    overrides=change or (),
+                    options=options,
+                    progress=show,
+                )
+        except CheckFailed as e:
+            if isinstance(e.report, RunReport):
+                tell(e.report)  # what was tried, before the line that says what is missing
+            raise
+        tell(result)
+    if not result.won:
+        raise typer.Exit(1)

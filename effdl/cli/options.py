@@ -17,6 +17,14 @@ Data = Annotated[
         help="Real inputs: one array per graph input, named as the input, first axis the samples.",
     ),
 ]
+Python = Annotated[
+    str | None,
+    typer.Option(
+        "--python",
+        metavar="CMD",
+        help="For ssh:HOST and arm-emulated: starts a Python there that has onnxruntime.",
+    ),
+]
 Dim = Annotated[
     list[str] | None,
     typer.Option("--dim", metavar="NAME=N", help="Value of a dynamic dimension, such as batch=8."),
@@ -32,6 +40,11 @@ Quiet = Annotated[
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Every node touched or left alone; tracebacks.")
 ]
+
+
+def target_spec(target: str, python: str | None) -> str | dict[str, object]:
+    """Join ``--target`` and ``--python``."""
+    return target if python is None else {"device": target, "python": python}
 
 
 def parse_dims(pairs: list[str] | None) -> dict[str, int]:

@@ -18,7 +18,7 @@ def passes(
     from effdl import recipe
     from effdl.render import passes as render
     from effdl.render.console import print_json
-    from effdl.report import to_json
+    from effdl.report import SCHEMA, to_json
 
     if name is not None:
         info = recipe.describe_pass(name)
@@ -29,6 +29,6 @@ def passes(
         return
     infos = recipe.describe_passes()
     if json:
-        print_json({"schema": 1, "passes": [asdict(i) for i in infos]})
+        print_json({"schema": SCHEMA, "passes": [asdict(i) for i in infos]})
     else:
         render.print_passes(infos)

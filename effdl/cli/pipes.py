@@ -61,17 +61,18 @@ def model_out(name: str | None, *, json: bool) -> Iterator[Path | None]:
         sys.stdout.buffer.flush()
 
 
-def write_text(path: Path, data: Mapping[str, Any]) -> None:
-    """Write ``data`` as JSON in one rename.
+def write_text(path: Path, data: Mapping[str, Any] | str) -> None:
+    """Write a text, or plain data as JSON, in one rename.
 
     Raises:
         OutputError: the place cannot be written.
     """
     temporary = path.with_name(f".{path.name}.effdl-tmp")
+    text = (
+        data if isinstance(data, str) else jsonlib.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    )
     try:
-        temporary.write_text(
-            jsonlib.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as e:
         temporary.unlink(missing_ok=True)

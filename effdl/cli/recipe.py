@@ -21,10 +21,11 @@ def list_presets(json: Json = False) -> None:
     from effdl.recipe import presets
     from effdl.render import recipe as render
     from effdl.render.console import print_json
+    from effdl.report import SCHEMA
 
     found = presets()
     if json:
-        print_json({"schema": 1, "presets": [asdict(p) for p in found]})
+        print_json({"schema": SCHEMA, "presets": [asdict(p) for p in found]})
     else:
         render.print_presets(found)
 
@@ -38,10 +39,11 @@ def show(
     from effdl import recipe
     from effdl.render import recipe as render
     from effdl.render.console import print_json
+    from effdl.report import SCHEMA
 
     text = recipe.preset_text(name)
     if json:
-        print_json({"schema": 1, "recipe": recipe.to_dict(recipe.load(name))})
+        print_json({"schema": SCHEMA, "recipe": recipe.to_dict(recipe.load(name))})
     else:
         render.print_yaml(text)
 
@@ -98,9 +100,10 @@ def init(
     from effdl.recipe import write_starter
     from effdl.render import recipe as render
     from effdl.render.console import print_json
+    from effdl.report import SCHEMA
 
     written = write_starter(file, preset=preset, force=force)
     if json:
-        print_json({"schema": 1, "file": str(written)})
+        print_json({"schema": SCHEMA, "file": str(written)})
     else:
         render.print_written(written)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.generic]
 Feed = dict[str, Array]
 """One input for a run: an array per graph input."""
+KEPT_BYTES = 256 << 20
+"""Bytes of feeds that ``LazyFeeds`` keeps once they are made."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,12 @@ class Feeds:
     """A list of feeds, each ready for ``InferenceSession.run``.
 
     Args:
-        batches: the feeds, in order.
+        batches: the feeds, in order; those of ``LazyFeeds`` are made when they are asked for.
         source: where they come from: a file name, or ``random``.
         real: False for random numbers, which are weak evidence about accuracy.
     """
 
-    batches: tuple[Feed, ...]
+    batches: Sequence[Feed]
     source: str
     real: bool
 
@@ -38,6 +41,64 @@ class Feeds:
         return Feeds(self.batches[:count], self.source, self.real)
 
 
+class LazyFeeds(Sequence[Feed]):
+    """Feeds that are made when they are asked for, so that thousands of images need little memory.
+
+    The first ones made are kept, up to ``KEPT_BYTES``: a second model need not read them again.
+
+    Args:
+        make: makes the feed of a number.
+        numbers: which feeds, in order.
+        kept: shared by the slices of one list.
+    """
+
+    def __init__(
+        self, make: Callable[[int], Feed], numbers: Sequence[int], kept: _Kept | None = None
+    ) -> None:
+        self._make = make
+        self._numbers = numbers
+        self._kept = kept or _Kept()
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Feed: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> LazyFeeds: ...
+
+    def __getitem__(self, index: int | slice) -> Feed | LazyFeeds:
+        if isinstance(index, slice):
+            return LazyFeeds(self._make, self._numbers[index], self._kept)
+        number = self._numbers[index]
+        feed = self._kept.feeds.get(number)
+        if feed is None:
+            feed = self._make(number)
+            self._kept.add(number, feed)
+        return dict(feed)
+
+
+class _Kept:
+    """Feeds that were made already."""
+
+    def __init__(self) -> None:
+        self.feeds: dict[int, Feed] = {}
+        self._bytes = 0
+
+    def add(self, number: int, feed: Feed) -> None:
+        size = nbytes(feed)
+        if self._bytes + size <= KEPT_BYTES:
+            self.feeds[number] = feed
+            self._bytes += size
+
+
 def nbytes(feed: Mapping[str, Array]) -> int:
     """Return the bytes of all arrays of a feed."""
     return sum(a.nbytes for a in feed.values())
+
+
+def spread(count: int, limit: int | None) -> npt.NDArray[np.int64]:
+    """Return the numbers of at most ``limit`` of ``count`` samples, spread evenly over all."""
+    wanted = count if limit is None else min(limit, count)
+    return np.arange(wanted, dtype=np.int64) * count // max(wanted, 1)

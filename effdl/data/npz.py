@@ -29,6 +29,13 @@ def load_npz(path: Path, model: ir.Model, *, batch: int = 1) -> Feeds:
         DataError: no such file, not a numpy file, pickled objects, or arrays that do not fit the
             model; names the input and both shapes.
     """
+    return from_arrays(
+        read_inputs(path, model), model, batch=batch, source=path.name, where=str(path)
+    )
+
+
+def read_inputs(path: Path, model: ir.Model) -> dict[str, Array]:
+    """Read the arrays of the model's inputs; the others of the file are there by name, but empty."""
     inputs = [v.name or "" for v in model_inputs(model)]
     arrays = _read(path, inputs)
     if "" in arrays and inputs:  # a .npy has no names
@@ -39,7 +46,22 @@ def load_npz(path: Path, model: ir.Model, *, batch: int = 1) -> Feeds:
                 where=str(path),
             )
         arrays = {inputs[0]: arrays[""]}
-    return from_arrays(arrays, model, batch=batch, source=path.name, where=str(path))
+    return arrays
+
+
+def read_array(path: Path) -> Array:
+    """Map the array of a ``.npy`` file into memory: only what is used of it is read.
+
+    Raises:
+        DataError: no such file, or no .npy of plain numbers.
+    """
+    where = str(path)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        raise DataError("no such file", where=where) from None
+    except (ValueError, EOFError, pickle.UnpicklingError, OSError) as e:
+        raise _unreadable(e, where) from None
 
 
 def load_labels(path: Path, key: str) -> Array:

@@ -66,6 +66,7 @@ class ModelCost:
         params: numbers in all distinct weights.
         weight_bytes: their bytes by dtype name, such as ``FLOAT``.
         dims: the values of dynamic dimensions assumed.
+        shapes: of all values, of the inlined copy when the model has functions.
     """
 
     macs: int | None
@@ -74,6 +75,7 @@ class ModelCost:
     params: int
     weight_bytes: dict[str, int]
     dims: dict[str, int]
+    shapes: Shapes = field(repr=False)
 
 
 def node_cost(node: ir.Node, shapes: Shapes) -> Cost:
@@ -122,6 +124,7 @@ def model_cost(model: ir.Model, dims: Mapping[str, int] | None = None) -> ModelC
         params=params(model),
         weight_bytes=weight_bytes(model),
         dims=chosen,
+        shapes=shapes,
     )
 
 

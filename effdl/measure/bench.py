@@ -1,37 +1,37 @@
-"""Models measured side by side: one process each, blocks of runs taken in turns, a verdict."""
+"""Models measured side by side: processes of their own, blocks of runs taken in turns, a verdict."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
 from effdl.data.feeds import Feed, Feeds, nbytes
 from effdl.errors import DataError, UsageError
-from effdl.graph import io
 from effdl.graph.scratch import scratch
 from effdl.measure import verdict
+from effdl.measure.crew import Crew, Member
+from effdl.measure.doubts import (
+    device_warnings,
+    drift_warnings,
+    machine_warnings,
+    timing_warnings,
+    verdict_warnings,
+)
+from effdl.measure.results import FileFacts, file_facts, model_results, sentence
+from effdl.measure.roofline import Roof, placed
+from effdl.measure.rounds import Plan, Progress, Timing, take_turns
 from effdl.measure.sending import describe, write_feeds
-from effdl.measure.size import zstd_size
-from effdl.report import BenchReport, BenchResult, Latency
-from effdl.runtime.client import WorkerProcess
-from effdl.runtime.host import Host, open_host
-from effdl.runtime.machine import this_machine
+from effdl.measure.work import work_of
+from effdl.measure.yardstick import NAME, write_yardstick
+from effdl.report import BenchReport, Yardstick
+from effdl.runtime.host import Host, need_clock, open_host
 from effdl.runtime.target import Target
 
-Progress = Callable[[str, float], None]
 _MAX_FEEDS = 16
 _MAX_FEED_BYTES = 256 << 20
-_MIN_ROUNDS = 4
-FileFacts = tuple[int, int | None, str]
-"""Bytes on disk, the same compressed with zstd, SHA-256."""
-_SETTLED = 0.05
 
 
 def bench(
@@ -45,13 +45,21 @@ def bench(
     seed: int = 0,
     known: Mapping[Path, FileFacts] | None = None,
     host: Host | None = None,
+    min_effect: float = verdict.MIN_EFFECT,
+    control: bool = True,
+    generations: int | None = None,
+    yardstick: bool = False,
+    dims: Mapping[str, int] | None = None,
+    peaks: bool = False,
+    cuda_graph: bool = False,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Measure models in ONNX Runtime at ORT_ENABLE_ALL and compare each with the first.
 
     Every model is loaded in a process of its own. These compute one at a time, in short blocks whose
-    order alternates, so that a disturbance hits all of them alike. On CUDA a time includes copying
-    inputs and outputs.
+    order alternates, so that a disturbance hits all of them alike; after a while fresh processes take
+    their place, see ``measure.verdict``. It ends when every interval is narrow enough or the time is
+    spent.
 
     Args:
         models: model files; the first is the reference of every ratio.
@@ -59,279 +67,160 @@ def bench(
             floating-point types gets them cast.
         target: where to run.
         threads: intra-op threads; 0 for ONNX Runtime's choice.
-        seconds: measuring time per model, warm-up and loading not counted. Slow models take longer:
-            each gets at least ``min_runs`` runs.
+        seconds: the most measuring time per model, warm-up and loading not counted. Slow models take
+            longer: each gets at least ``min_runs`` runs.
         min_runs: the least number of timed runs.
         seed: of the order and of the bootstrap.
         known: sizes and hashes of files that the caller has read already, see ``file_facts``.
         host: where to run, when it is open already; the target's own machine otherwise.
-        progress: called with a stage (``load``, ``warm-up``, ``measure``) and its done fraction.
+        min_effect: the smallest difference to be told, as a fraction. Measuring ends early when every
+            interval is narrower than that.
+        control: also run the first model a second time, which tells what noise looks like.
+        generations: how often to start fresh processes, None for as often as pays.
+        yardstick: also time a fixed small model, for comparison with a run of another day.
+        dims: values of dynamic dimensions that were asked for, for the report.
+        peaks: also tell how near to the machine's peaks each model runs. They are measured first
+            where no earlier command has, see ``measure.roofline``.
+        cuda_graph: record a GPU's work once and replay it; for one feed of fixed shapes.
+        progress: called with a stage (``peaks``, ``load``, ``warm-up``, ``measure``) and its done fraction.
 
     Raises:
         ModelError: a file is no model, does not load or run, or takes other inputs than the first.
-        TargetError: the provider is absent, or the session fell back to the CPU.
+        TargetError: the provider is absent, the session fell back to the CPU, or the machine is not
+            reached or emulated.
         UsageError: a number that makes no sense.
     """
     paths = [Path(m) for m in models]
-    _check_options(paths, feeds, threads, seconds, min_runs)
+    _check_options(paths, feeds, threads, seconds, min_runs, min_effect, generations)
+    if cuda_graph and not target.on_gpu:
+        raise UsageError(f"target {target.name} has no CUDA graph", hint="--target cuda")
     say = progress or (lambda stage, fraction: None)
-    known = {p: (known or {}).get(p) or file_facts(p) for p in dict.fromkeys(paths)}
-    used = _pick(feeds)
-    load_before = _load_average()
+    facts = {p: (known or {}).get(p) or file_facts(p) for p in dict.fromkeys(paths)}
+    used = _pick(feeds)[: 1 if cuda_graph else None]
+    works = [work_of(p, used) for p in paths]
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         host = host or stack.enter_context(open_host(target))
-        files = write_feeds(used, folder, host)
-        workers: list[WorkerProcess] = []
-        loads: list[dict[str, Any]] = []
-        for k, path in enumerate(paths):
-            say("load", k / len(paths))
-            worker = stack.enter_context(host.worker(str(path)))
-            workers.append(worker)
-            loads.append(
-                worker.ask(
-                    "load",
-                    model=host.send(path),
-                    providers=list(target.providers),
-                    threads=threads,
-                    feeds=files,
-                )
-            )
-        version = str(workers[0].ask("hello")["onnxruntime"])
-        timing = interleave(
-            workers,
-            seconds=seconds,
+        need_clock(host)
+        if peaks:
+            say("peaks", 0.0)
+        roof = Roof(host, target, threads) if peaks else None
+        crew = _crew(host, target, threads, paths, used, folder, control, yardstick)
+        crew.options["cuda_graph"] = cuda_graph
+        crew.say = say
+        plan = Plan(
+            seconds=seconds * len(paths),
             min_runs=min_runs,
             seed=seed,
+            generations=generations,
             same_work=_same_shapes(used),
-            same_cpu=threads == 1 and target.device != "cuda",
-            progress=say,
+            same_cpu=threads == 1 and not target.on_gpu,
+            enough=lambda timing: _exact(timing, crew, min_effect, seed),
         )
-        memory = [worker.ask("stats") for worker in workers]
-    results = _results(paths, known, loads, memory, timing, seed)
+        timing = take_turns(crew.start, plan, say)
+        comparisons = _comparisons(timing, crew, seed)[: len(paths) - 1]
+        told = [m.told for m in crew.models]
+        results = model_results(paths, facts, works, told, timing, comparisons, min_effect)
+        results = roof.over(results, works) if roof else placed(results, works, None)
     labels = _labels(paths)
-    names = dict(zip(labels, (r.latency for r in results), strict=True))
-    warnings = [f"{n}: {c}" for n, load in zip(labels, loads, strict=True) for c in load["casts"]]
-    warnings += machine_warnings(threads, this_machine().cores, load_before)
-    warnings += timing_warnings(names, timing.unsettled, min_runs)
+    machine = crew.hello["machine"]
+    casts = zip(labels, (m.told.loads[0]["casts"] for m in crew.models), strict=True)
+    latencies = {n: r.latency for n, r in zip(labels, results, strict=True)}
     return BenchReport(
-        provider=str(loads[0]["providers"][0]),
+        provider=str(crew.models[0].told.loads[0]["providers"][0]),
         threads=threads,
-        onnxruntime=version,
-        cpu=this_machine().cpu,
+        onnxruntime=str(crew.hello["onnxruntime"]),
+        cpu=str(machine["cpu"]),
         feeds=describe(used[0]),
         source=feeds.source,
         models=results,
-        verdict=tuple(_sentence(r) for r in results[1:]),
-        warnings=tuple(warnings),
+        verdict=tuple(sentence(r) for r in results[1:]),
+        warnings=(
+            *(f"{name}: {cast}" for name, said in casts for cast in said),
+            *crew.notes,
+            *device_warnings(labels, [t.loads[0] for t in told]),
+            *machine_warnings(threads, int(machine["cores"]), crew.hello.get("load")),
+            *timing_warnings(latencies, timing.unsettled, min_runs),
+            *verdict_warnings(labels, results, timing.generations),
+            *drift_warnings(labels, timing),
+        ),
+        target=target.name,
+        dims=dict(dims or {}),
+        min_effect=min_effect,
+        control=_control(timing, crew, seed),
+        generations=timing.generations,
+        yardstick=_yardstick(timing, crew, seed) if yardstick else None,
+        peaks=roof.known if roof else None,
+        energy=str(told[0].stats[0].get("energy", "")),
     )
 
 
-class Worker(Protocol):
-    """What ``interleave`` needs of a worker."""
-
-    def block(
-        self, *, runs: int = 0, min_ms: float = 0.0, start: int = 0, cpu: int | None = None
-    ) -> tuple[list[int], int | None]:
-        """Return times of single inferences in ns, and the processor they ran on."""
-
-
-@dataclass
-class Timing:
-    """Times as they came.
-
-    Args:
-        blocks: per model, per round, the times of single inferences in ns.
-        unsettled: models (by number) whose times still moved when warm-up had to end.
-    """
-
-    blocks: list[list[list[int]]]
-    unsettled: list[int] = field(default_factory=list)
-
-
-def interleave(
-    workers: Sequence[Worker],
-    *,
-    seconds: float,
-    min_runs: int,
-    seed: int,
-    same_work: bool = True,
-    same_cpu: bool = False,
-    progress: Progress | None = None,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Timing:
-    """Warm every worker up, then take blocks in turns until the time is spent.
-
-    Args:
-        workers: one per model; only one computes at a time.
-        seconds: measuring time per worker.
-        min_runs: the least number of runs per worker, whatever the time.
-        seed: of the order.
-        same_work: all feeds have the same shapes. If not, every worker runs the same feeds in a
-            round, so that block times can be compared.
-        same_cpu: within a round all workers run on the processor that the first one was given. Of
-            two processors one may be slower for seconds, by what a neighbour of the machine does.
-        progress: as in ``bench``.
-        clock: seconds.
-    """
-    say = progress or (lambda stage, fraction: None)
-    block_ms = min(max(seconds * 1000 / 40, 20.0), 100.0)
-    timing = Timing([[] for _ in workers])
-    run_ms = []
-    for k, worker in enumerate(workers):
-        say("warm-up", k / len(workers))
-        ms, settled = _warm_up(worker, block_ms, seconds / 3, clock)
-        run_ms.append(ms)
-        if not settled:
-            timing.unsettled.append(k)
-    if not same_work:
-        run_ms = [max(run_ms)] * len(workers)
-    runs = [max(1, round(block_ms / ms)) for ms in run_ms]
-    rounds = max(_MIN_ROUNDS, -(-min_runs // min(runs)))
-    orders = _orders(len(workers), np.random.default_rng(seed))
-    begin, budget, done = clock(), seconds * len(workers), 0
-    while done < rounds or done % 2 or clock() - begin < budget:
-        cpu: int | None = None
-        for k in next(orders):
-            times, at = workers[k].block(runs=runs[k], start=done * runs[k], cpu=cpu)
-            timing.blocks[k].append(times)
-            cpu = at if same_cpu else None
-        done += 1
-        say("measure", min(1.0, (clock() - begin) / budget, done / rounds))
-    return timing
-
-
-def _warm_up(
-    worker: Worker, block_ms: float, limit: float, clock: Callable[[], float]
-) -> tuple[float, bool]:
-    """Run until three blocks agree or ``limit`` seconds are over; returns ms per run, and which."""
-    begin = clock()
-    seen: list[float] = []
-    while True:
-        seen.append(verdict.block_time(worker.block(min_ms=block_ms)[0]) / 1e6)
-        last = seen[-3:]
-        if len(last) == 3 and max(last) <= min(last) * (1 + _SETTLED):
-            return max(last[-1], 1e-6), True
-        if clock() - begin >= limit:
-            moved = len(last) > 1 and max(last[-2:]) > min(last[-2:]) * (1 + 2 * _SETTLED)
-            return max(last[-1], 1e-6), not moved
-
-
-def _orders(count: int, rng: np.random.Generator) -> Iterator[list[int]]:
-    """Yield orders of ``count`` models; every second one is the reverse of the one before (ABBA)."""
-    order = [int(k) for k in rng.permutation(count)]
-    while True:
-        yield order
-        yield order[::-1]
-        if count > 2:
-            order = [int(k) for k in rng.permutation(count)]
-
-
-def _results(
+def _crew(
+    host: Host,
+    target: Target,
+    threads: int,
     paths: Sequence[Path],
-    facts: dict[Path, FileFacts],
-    loads: Sequence[dict[str, Any]],
-    memory: Sequence[dict[str, Any]],
-    timing: Timing,
-    seed: int,
-) -> tuple[BenchResult, ...]:
-    times = [[verdict.block_time(b) for b in blocks] for blocks in timing.blocks]
-    noise = [verdict.own_noise(t, seed) for t in times]
-    results = []
-    for k, path in enumerate(paths):
-        size, packed, digest = facts[path]
-        ratio = (
-            verdict.Ratio(1.0, 1.0, 1.0)
-            if k == 0
-            else verdict.paired_ratio(times[0], times[k], seed)
-        )
-        floor = max(verdict.MIN_EFFECT, noise[0], noise[k])
-        results.append(
-            BenchResult(
-                path=str(path),
-                sha256=digest,
-                file_bytes=size,
-                zstd_bytes=packed,
-                load_ms=loads[k]["load_ms"],
-                first_ms=loads[k]["first_ms"],
-                peak_bytes=memory[k]["peak_bytes"] - memory[k]["baseline_bytes"],
-                latency=verdict.latency([t for block in timing.blocks[k] for t in block]),
-                ratio=ratio.value,
-                ci=(ratio.low, ratio.high),
-                verdict="reference" if k == 0 else verdict.judge(ratio, floor),
-                noise_floor=floor,
-                rounds=len(times[k]),
-            )
-        )
-    return tuple(results)
+    used: Sequence[Feed],
+    folder: Path,
+    control: bool,
+    yardstick: bool,
+) -> Crew:
+    """Send the files and say which processes there will be."""
+    files = write_feeds(used, folder, host)
+    members = [Member(str(p), host.send(p), files) for p in paths]
+    crew = Crew(host, {"providers": list(target.providers), "threads": threads}, members)
+    if control and len(paths) > 1:
+        crew.control = Member(str(paths[0]), members[0].model, files)
+    if yardstick:
+        place = folder / NAME
+        place.mkdir()
+        path, feed = write_yardstick(place)
+        crew.extra.append(Member(NAME, host.send(path), write_feeds([feed], place, host)))
+    return crew
 
 
-def _sentence(result: BenchResult) -> str:
-    ratio = verdict.Ratio(result.ratio, *result.ci)
-    return verdict.sentence(result.verdict, ratio)
+def _comparisons(timing: Timing, crew: Crew, seed: int) -> list[verdict.Comparison]:
+    """Every model after the first against it, then the yardstick, if there is one."""
+    control = _control_levels(timing, crew)
+    others = [*range(1, len(crew.models)), *([len(timing.levels) - 1] if crew.extra else [])]
+    first = timing.levels[0]
+    return [verdict.compare(first, timing.levels[k], control, seed) for k in others]
 
 
-def timing_warnings(
-    latencies: dict[str, Latency], unsettled: Sequence[int], min_runs: int
-) -> list[str]:
-    """Return what is doubtful about the times, and what to do about it."""
-    said = []
-    for k, (name, latency) in enumerate(latencies.items()):
-        if latency.spread > 0.10:
-            said.append(
-                f"{name}: times vary by ±{latency.spread:.0%} around the median; "
-                "close other programs, or measure longer (seconds)"
-            )
-        if latency.runs <= 2 * min_runs:
-            said.append(
-                f"{name}: only {latency.runs} runs fitted into the time; "
-                "measure longer (seconds) for a narrower interval"
-            )
-        if k in unsettled:
-            said.append(
-                f"{name}: still getting faster or slower when warm-up ended; measure longer (seconds)"
-            )
-    return said
+def _control_levels(timing: Timing, crew: Crew) -> list[list[float]] | None:
+    return timing.levels[len(crew.models)] if crew.control else None
 
 
-def machine_warnings(threads: int, cores: int, load: float | None) -> list[str]:
-    """Return what is doubtful about the machine.
-
-    Args:
-        threads: intra-op threads asked for.
-        cores: processors this process may use.
-        load: programs that wanted to run in the last minute, None when unknown.
-    """
-    wanted = threads or cores
-    if wanted > cores:
-        return [f"{wanted} threads share {cores} cores: ask for at most {cores} threads"]
-    if load is not None and load > cores - wanted + 0.5:
-        return [
-            f"other programs kept about {load:.1f} of {cores} cores busy in the last minute: "
-            f"close them, or ask for fewer than {wanted} threads"
-            if wanted > 1
-            else f"other programs kept about {load:.1f} of {cores} cores busy in the last minute: "
-            "close them"
-        ]
-    return []
+def _exact(timing: Timing, crew: Crew, min_effect: float, seed: int) -> bool:
+    """Whether every interval is so narrow that the smallest effect would show."""
+    found = _comparisons(timing, crew, seed)
+    narrow = float(np.log1p(min_effect)) / 2
+    return bool(found) and all(c.ratio.half_width <= narrow for c in found)
 
 
-def _load_average() -> float | None:
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+def _control(timing: Timing, crew: Crew, seed: int) -> tuple[float, float, float] | None:
+    levels = _control_levels(timing, crew)
+    if levels is None:
+        return None
+    ratio = verdict.control_ratio(timing.levels[0], levels, seed)
+    return ratio.value, ratio.low, ratio.high
 
 
-def file_facts(path: Path) -> FileFacts:
-    """Return bytes on disk, the same compressed with zstd, and SHA-256 of a model file.
-
-    Raises:
-        ModelError: see ``graph.io.load``.
-    """
-    io.load(path)  # names whatever is wrong with the file; weights outside stay unread
-    return io.files_size(path), zstd_size(path), io.file_digest(path)
+def _yardstick(timing: Timing, crew: Crew, seed: int) -> Yardstick:
+    last = len(timing.levels) - 1
+    ratio = _comparisons(timing, crew, seed)[-1].ratio
+    median = float(np.median(timing.runs(last))) / 1e6
+    return Yardstick(median, ratio.value, (ratio.low, ratio.high))
 
 
 def _check_options(
-    paths: Sequence[Path], feeds: Feeds, threads: int, seconds: float, min_runs: int
+    paths: Sequence[Path],
+    feeds: Feeds,
+    threads: int,
+    seconds: float,
+    min_runs: int,
+    min_effect: float,
+    generations: int | None,
 ) -> None:
     if not paths:
         raise UsageError("no model to measure")
@@ -341,6 +230,10 @@ def _check_options(
         raise UsageError(f"seconds must be a number above 0, not {seconds}")
     if min_runs < 1:
         raise UsageError(f"min_runs must be 1 or more, not {min_runs}")
+    if not 0 < min_effect < 1:
+        raise UsageError(f"min_effect must lie between 0 and 1, not {min_effect}")
+    if generations is not None and generations < 1:
+        raise UsageError(f"generations must be 1 or more, not {generations}")
     if len(feeds) == 0:
         raise DataError("there is no sample to measure with", where=feeds.source)
 

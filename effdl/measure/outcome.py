@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from effdl.data.feeds import Array, Feeds
+from effdl.data.feeds import Feeds
 from effdl.errors import EffdlError
-from effdl.measure.accuracy import evaluate
 from effdl.measure.bench import bench
 from effdl.report import BenchReport, ModelStats
+from effdl.runtime.host import Host
 from effdl.runtime.target import Target
 
 
@@ -24,6 +23,7 @@ def race(
     threads: int,
     seconds: float,
     seed: int,
+    host: Host | None = None,
 ) -> tuple[BenchReport | None, str]:
     """Bench two files on the first feeds.
 
@@ -34,7 +34,7 @@ def race(
             ``after`` will have.
         feeds: the inputs.
         target: where to run.
-        threads, seconds, seed: as in ``bench``.
+        threads, seconds, seed, host: as in ``bench``.
 
     Returns:
         The report and an empty text, or None and why nothing could be measured.
@@ -52,25 +52,9 @@ def race(
             seconds=seconds,
             seed=seed,
             known=known,
+            host=host,
         )
     except EffdlError as e:
         return None, e.message
     last = replace(result.models[-1], path=stats[1].path)
     return replace(result, models=(*result.models[:-1], last)), ""
-
-
-def score(
-    before: Path, after: Path, feeds: Feeds, labels: Array, metric: str, target: Target
-) -> dict[str, Any]:
-    """Score two files on the same labelled samples.
-
-    Args:
-        before: the file that came in.
-        after: the file that goes out.
-        feeds: the samples.
-        labels: one per sample, shape [samples, ...].
-        metric: a name of ``effdl.data.metrics``.
-        target: where both run.
-    """
-    old, new = (evaluate(m, feeds, labels, metric, target=target) for m in (before, after))
-    return {"metric": metric, "before": old, "after": new, "samples": len(labels)}

@@ -88,6 +88,8 @@ class Pass(BaseModel):
 
     lossy: ClassVar[bool] = False
     """Whether outputs may change beyond rounding."""
+    claims: ClassVar[frozenset[str]] = frozenset()
+    """What the pass promises: ``latency``, ``size``. The gate takes it back where that does not come."""
     needs_data: ClassVar[bool] = False
     """Whether the pass needs calibration data in ``ctx.feeds``."""
     min_opset: ClassVar[int] = 0

@@ -70,6 +70,7 @@ class LowRank(NodePass):
     """
 
     lossy: ClassVar[bool] = True
+    claims: ClassVar[frozenset[str]] = frozenset({"latency", "size"})
     not_after: ClassVar[Mapping[str, str]] = {
         "quantize_*": "it works on floating-point weights, which are integers after quantization"
     }

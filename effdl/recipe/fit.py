@@ -45,7 +45,13 @@ def check(spec: Spec, model: ir.Model | None = None) -> CheckReport:
     if any(s.pass_.needs_data for s in recipe.passes) and recipe.data.calibration is None:
         names = ", ".join(dict.fromkeys(s.name for s in recipe.passes if s.pass_.needs_data))
         notes.append(f"{names} needs calibration data: --data FILE.npz, or data.calibration")
-    if recipe.budget and recipe.budget.accuracy_drop is not None and not recipe.data.evaluation:
+    budget = recipe.budget
+    if (
+        budget is not None
+        and budget.accuracy_drop is not None
+        and budget.fidelity is None
+        and not recipe.data.evaluation
+    ):
         notes.append("budget.accuracy_drop needs data.evaluation: there is nothing to score on")
     if model is not None:
         _check_opset(recipe, model, notes)

@@ -6,14 +6,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, with_config
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    WithJsonSchema,
+    with_config,
+)
+from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
+from effdl.data.spec import Labelled, Source
+from effdl.errors import UsageError
 from effdl.passes.base import Pass
 from effdl.recipe.located import Located
+from effdl.runtime.target import parse_target
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Device = Literal["cpu", "cuda", "arm"]
+Device = Literal["cpu", "cuda", "arm", "ssh", "arm-emulated"]
+Core = Literal["a53", "n1", "v1"]
 Extension = Literal[
     "avx2",
     "avx512f",
@@ -35,6 +49,25 @@ _STRICT = ConfigDict(
 )
 
 
+def _place(text: str) -> str:
+    """Accept ``ssh:HOST`` and ``arm-emulated:CORE``."""
+    if ":" not in text:
+        raise PydanticCustomError("place", "ssh:HOST")
+    try:
+        parse_target(text)
+    except UsageError as e:
+        raise ValueError(e.message) from None
+    return text
+
+
+Place = Annotated[
+    str,
+    AfterValidator(_place),
+    WithJsonSchema({"type": "string", "pattern": "^(ssh:.+|arm-emulated:(a53|n1|v1))$"}),
+]
+"""A target with its machine or core in it."""
+
+
 class _Part(BaseModel):
     model_config = _STRICT
 
@@ -44,29 +77,48 @@ class TargetSpec(TypedDict, total=False):
     """The place the model is made for, in detail."""
 
     device: Device
-    """cpu: this machine. cuda: its GPU. arm: a 64-bit Arm CPU that need not be here."""
+    """cpu: this machine. cuda: its GPU. arm: a 64-bit Arm CPU that need not be here. ssh: a machine that
+    the OpenSSH client reaches. arm-emulated: an emulated Arm CPU, for right or wrong, not for time."""
+    host: Text
+    """Of ssh: the machine, as the OpenSSH client takes it, such as user@pi4."""
+    provider: Literal["cpu", "cuda"]
+    """Of ssh: what computes there, its CPU or its GPU."""
+    core: Core
+    """Of arm-emulated: the core; all of them when not given."""
+    python: Text
+    """Of ssh and arm-emulated: the command that starts a Python with onnxruntime there."""
     isa: list[Extension]
     """Instruction-set extensions of the processor, when it is another one than this machine's."""
     threads: Annotated[int, Field(ge=0)]
     """Intra-op threads, 0 for ONNX Runtime's own choice."""
 
 
-class Evaluation(_Part):
+def _together(spec: TargetSpec) -> TargetSpec:
+    """Refuse keys that do not go together."""
+    try:
+        parse_target(spec)
+    except UsageError as e:
+        raise ValueError(e.message) from None
+    return spec
+
+
+_Spec = Annotated[TargetSpec, AfterValidator(_together)]
+
+
+class Evaluation(Labelled):
     """Labelled samples to score the model on, before and after."""
 
-    path: Path
-    """An .npz with one array per graph input, first axis the samples, and the labels."""
-    labels: Text = "label"
-    """The array in it that holds the labels."""
-    metric: Literal["top1", "top5", "mse", "spearman", "agreement"] = "top1"
+    metric: Literal["top1", "top5", "f1", "mse", "psnr", "spearman", "agreement"] = "top1"
     """What is computed: top1 is the share of samples whose largest output is the label."""
+    output: Text | None = None
+    """The graph output that is scored; the first when not given."""
 
 
 class Data(_Part):
     """Data files; relative paths start at the recipe's folder."""
 
-    calibration: Path | None = None
-    """An .npz with one array per graph input, named as the input, first axis the samples."""
+    calibration: Path | Source | None = None
+    """Real inputs: an .npz or a folder with an array per input, or a mapping for pictures and texts."""
     evaluation: Evaluation | None = None
     """Labelled samples to score the model on."""
 
@@ -77,7 +129,8 @@ class Budget(_Part):
     accuracy_drop: Annotated[float, Field(ge=0)] | None = None
     """The metric of data.evaluation may fall by at most this: 0.005 is half a point of accuracy."""
     fidelity: Annotated[float, Field(ge=0)] | None = None
-    """Largest relative L2 error of an output against the original model's."""
+    """Largest relative L2 error of an output against the original model's. Where accuracy_drop is
+    given and there is evaluation data, that decides instead."""
     latency: Annotated[float, Field(gt=0)] | None = None
     """Largest median latency in milliseconds."""
     speedup: Annotated[float, Field(gt=0)] | None = None
@@ -93,14 +146,15 @@ class Head(_Part):
     """A short name; it is written into the result."""
     description: Text
     """What the recipe does, in a line."""
-    target: Device | TargetSpec = "cpu"
+    target: Literal["cpu", "cuda", "arm", "arm-emulated"] | Place | _Spec = "cpu"
     """Where the result will run."""
     data: Data = Data()
     """Calibration and evaluation data."""
     budget: Budget | None = None
     """What the result must hold."""
     objective: Literal["latency", "size"] | None = None
-    """What the recipe is after."""
+    """What the recipe is after: where that does not come, passes are taken back. Without it latency, if a
+    pass trades accuracy for speed."""
 
 
 @dataclass(frozen=True)

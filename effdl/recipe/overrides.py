@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
+from effdl.data.spec import Preprocess, Source, parse_preprocess
 from effdl.errors import EffdlError, RecipeError, UsageError, nearest
 from effdl.recipe.located import Located, from_plain, parse, plain, with_value
 from effdl.recipe.model import Budget, Data, Evaluation, Head, Recipe, TargetSpec
@@ -13,7 +15,10 @@ _SECTIONS: dict[tuple[str, ...], list[str]] = {
     (): [*Head.model_fields, "passes"],
     ("target",): list(TargetSpec.__annotations__),
     ("data",): list(Data.model_fields),
+    ("data", "calibration"): list(Source.model_fields),
+    ("data", "calibration", "preprocess"): list(Preprocess.model_fields),
     ("data", "evaluation"): list(Evaluation.model_fields),
+    ("data", "evaluation", "preprocess"): list(Preprocess.model_fields),
     ("budget",): list(Budget.model_fields),
 }
 _HINT = "passes.NAME.OPTION=VALUE, target=arm, data.calibration=calib.npz, budget.size=0.5"
@@ -85,7 +90,28 @@ def _apply_to_head(tree: Located, keys: tuple[str, ...], value: Located) -> Loca
     target = tree.get("target")
     if keys[0] == "target" and len(keys) == 2 and target and isinstance(target.value, str):
         tree = with_value(tree, ("target",), from_plain({"device": target.value}, target.where))
-    return with_value(tree, keys, value)
+    return with_value(_in_detail(tree, keys), keys, value)
+
+
+def _in_detail(tree: Located, keys: tuple[str, ...]) -> Located:
+    """Make a mapping of a value that is written in short, where one of its parts is to be changed."""
+    for place in (
+        ("data", "calibration"),
+        ("data", "calibration", "preprocess"),
+        ("data", "evaluation", "preprocess"),
+    ):
+        here: Located | None = tree
+        for key in place:
+            here = here.get(key) if here is not None else None
+        inside = len(keys) > len(place) and keys[: len(place)] == place
+        if not inside or here is None or not isinstance(here.value, str):
+            continue
+        if place[-1] == "preprocess":
+            options = parse_preprocess(here.value).model_dump(exclude_unset=True)
+            tree = with_value(tree, place, from_plain(options, here.where))
+        else:
+            tree = with_value(tree, place, replace(here, value={"path": here}))
+    return tree
 
 
 def _apply_to_step(tree: Located, parts: list[str], value: Located) -> Located:

@@ -20,6 +20,15 @@ from effdl.recipe.model import Head, Recipe, Step
 from effdl.recipe.shipped import preset_names, preset_text
 from effdl.recipe.writer import to_dict
 
+PATHS = (
+    ("data", "calibration"),
+    ("data", "calibration", "path"),
+    ("data", "calibration", "tokenizer"),
+    ("data", "evaluation", "path"),
+    ("data", "evaluation", "tokenizer"),
+    ("data", "evaluation", "labels"),
+)
+"""Where a recipe has file names; labels are one where they end like one."""
 Spec = str | Path | Mapping[str, Any] | Recipe
 """The name of a preset, a YAML file, plain data, or a recipe that is one already."""
 
@@ -129,11 +138,13 @@ def _suggest_passes(error: RecipeError) -> RecipeError:
 
 def _resolve_paths(head: Located) -> Located:
     """Put the recipe's folder before the relative data paths in it."""
-    for keys in (("data", "calibration"), ("data", "evaluation", "path")):
+    for keys in PATHS:
         here: Located | None = head
         for key in keys:
             here = here.get(key) if here is not None else None
-        if here is not None and isinstance(here.value, str) and here.value:
+        if here is None or not isinstance(here.value, str) or not here.value:
+            continue
+        if keys[-1] != "labels" or Path(here.value).suffix in (".csv", ".tsv", ".npy"):
             head = with_value(head, keys, replace(here, value=str(here.folder / here.value)))
     return head
 

@@ -59,6 +59,7 @@ def _written_data(recipe: Recipe) -> dict[str, Any]:
     if "calibration" in given:
         given["calibration"] = written.get("calibration", given["calibration"])
     if "evaluation" in given:
-        path = written.get("evaluation", {}).get("path", given["evaluation"]["path"])
-        given["evaluation"]["path"] = path
+        names = written.get("evaluation", {})
+        names = {k: names[k] for k in ("path", "tokenizer", "labels") if k in names}
+        given["evaluation"] |= {k: v for k, v in names.items() if v is not None}
     return given

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from effdl.render.console import err, out
+from effdl.report import SCHEMA
 
 if TYPE_CHECKING:  # listing presets loads no pass and no graph library
     from effdl.recipe import CheckReport, PresetInfo
@@ -55,7 +56,7 @@ def check_json(name: str, report: CheckReport) -> dict[str, Any]:
     from effdl.recipe import to_dict
 
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "file": name,
         "ok": not report.errors,
         "errors": [{"where": e.where, "message": e.message, "hint": e.hint} for e in report.errors],

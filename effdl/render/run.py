@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -10,11 +12,23 @@ from rich.text import Text
 from effdl.render.bench import verdict_line
 from effdl.render.console import err, out, print_warning
 from effdl.render.numbers import change, count, error, milliseconds, size
+from effdl.render.words import at_fault, notes, op_times, plural, ratio, tally, why
 from effdl.report import ModelStats, PassReport, RunReport
 
 _FAR = 0.1
 """Relative output error from which a reader is told to score the result."""
-_STYLE = {"changed": "green", "unchanged": "dim", "rolled_back": "red", "not_run": "yellow"}
+_STYLE = {
+    "changed": "green",
+    "unchanged": "dim",
+    "rolled_back": "red",
+    "dropped": "yellow",
+    "not_run": "yellow",
+}
+_GAP = 2
+"""Blanks between two columns of the table of passes."""
+_LEGEND = " speed, error: against the model before the pass; [95% interval]"
+_MOST_OPS = 4
+_MOST_BLAMED = 3
 
 
 def print_run(report: RunReport, *, verbose: bool = False, to_stderr: bool = False) -> None:
@@ -26,43 +40,89 @@ def print_run(report: RunReport, *, verbose: bool = False, to_stderr: bool = Fal
         _print_plan(console, report, verbose)
         return
     _print_passes(console, report.passes, verbose)
-    _print_table(console, report)
-    _print_end(console, report)
+    if report.won:
+        _print_table(console, report)
+        _print_end(console, report)
+    else:
+        _print_lost(console, report)
 
 
 def _print_passes(console: Console, passes: tuple[PassReport, ...], verbose: bool) -> None:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("pass", no_wrap=True)
-    table.add_column("result", overflow="fold")
-    table.add_column("error", justify="right", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
-    for p in passes:
-        table.add_row(
-            p.name, Text(_result(p), style=_STYLE[p.status]), error(p.error), f"{p.seconds:.2f} s"
-        )
-    console.print(table)
+    """Print a row per pass; what does not fit into its cells folds under it over the full width."""
+    measured = any(p.gate is not None and p.gate.ratio is not None for p in passes)
+    head = ["pass", "result", *(["speed"] if measured else []), "error", "time"]
+    rows = [
+        [p.name, _result(p), *([ratio(p.gate)] if measured else []), *_figures(p)] for p in passes
+    ]
+    widths = _widths([head, *rows])
+    room = console.width - 2 - sum(widths) - _GAP * (len(widths) - 1) + widths[1]
+    below: list[list[tuple[str, str]]] = []
+    for p, row in zip(passes, rows, strict=True):
+        more = [(_reason(p), _STYLE[p.status]), (_notes(p), "dim")]
+        texts = [t for t, _ in more if t]
+        inline = row[1] + (": " if _reason(p) else "; ") + "; ".join(texts)
+        if texts and len(inline) <= room:
+            row[1], more = inline, []
+        below.append(more)
+    widths = _widths([head, *rows])
+    rule = sum(widths) + _GAP * (len(widths) - 1)
+    console.print(Text("\n " + _line(head, widths), style="bold"))
+    console.print(" " + "─" * min(rule, console.width - 1))
+    indent = 1 + widths[0] + _GAP
+    for p, row, more in zip(passes, rows, below, strict=True):
+        console.print(Text(" " + _line(row, widths), style=_STYLE[p.status]))
+        for text, style in more:
+            for line in textwrap.wrap(text, max(console.width - indent - 1, 20)):
+                console.print(Text(" " * indent + line, style=style))
+    if measured:
+        console.print(Text(_LEGEND, style="dim"), overflow="fold")
+    console.print()
     for p in passes:
         if verbose and (p.touched or p.skipped):
             _print_nodes(console, p, limit=None)
 
 
+def _widths(rows: list[list[str]]) -> list[int]:
+    return [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    """Return cells in columns: the first two to the left, figures to the right."""
+    padded = [
+        c.ljust(w) if k < 2 else c.rjust(w)
+        for k, (c, w) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return (" " * _GAP).join(padded).rstrip()
+
+
 def _result(p: PassReport) -> str:
-    notes = "; ".join(f"{k} {_figure(v)}" for k, v in p.notes.items())
     match p.status:
         case "changed":
             left = f", {len(p.skipped)} left alone" if p.skipped else ""
-            text = f"changed {p.changes}{left}"
-            return "; ".join(t for t in (text, notes, p.reason) if t)
+            return f"changed {p.changes}{left}"
         case "unchanged":
-            return p.reason if p.reason == "nothing to do" else f"nothing to do: {p.reason}"
-        case "rolled_back":
-            return f"rolled back: {p.reason}"
+            return "nothing to do"
+        case "dropped":
+            return "DROPPED"
         case _:
-            return f"not run: {p.reason}"
+            return p.status.replace("_", " ")
 
 
-def _figure(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:,.4g}"
+def _figures(p: PassReport) -> list[str]:
+    seconds = "" if p.status == "not_run" else f"{p.seconds:.2f} s"
+    return [error(p.error), seconds]
+
+
+def _reason(p: PassReport) -> str:
+    reason = why(p)
+    blamed = at_fault(p, _MOST_BLAMED)
+    if blamed:
+        reason = f"{reason}; at fault: {blamed}"
+    return "" if reason == "nothing to do" else reason
+
+
+def _notes(p: PassReport) -> str:
+    return notes(p) if p.status == "changed" else ""
 
 
 def _print_nodes(console: Console, p: PassReport, limit: int | None) -> None:
@@ -78,7 +138,9 @@ def _print_nodes(console: Console, p: PassReport, limit: int | None) -> None:
 
 def _print_plan(console: Console, report: RunReport, verbose: bool) -> None:
     for p in report.passes:
-        console.print(Text(f"{p.name}: {_result(p)}", style=_STYLE[p.status]))
+        texts = [t for t in (_reason(p), _notes(p)) if t]
+        said = _result(p) + (": " if _reason(p) else "; ") * bool(texts) + "; ".join(texts)
+        console.print(Text(f"{p.name}: {said}", style=_STYLE[p.status]), overflow="fold")
         if p.touched or p.skipped:
             _print_nodes(console, p, None if verbose else 12)
     b, a = report.before, report.after
@@ -91,11 +153,12 @@ def _print_plan(console: Console, report: RunReport, verbose: bool) -> None:
 
 
 def _print_table(console: Console, report: RunReport) -> None:
+    """Print the model before and after."""
     b, a = report.before, report.after
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for name in ("before", "after", "change"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     table.add_row("nodes", str(b.nodes), str(a.nodes), change(b.nodes, a.nodes))
     table.add_row("params", count(b.params), count(a.params), change(b.params, a.params))
     table.add_row("MACs", _macs(b), _macs(a), change(b.macs, a.macs))
@@ -137,6 +200,29 @@ def _print_end(console: Console, report: RunReport) -> None:
         console.print(verdict_line(report.bench, len(report.bench.models) - 1))
     else:
         console.print(f"latency not measured: {report.unmeasured}")
+    if report.changes:
+        changes = (
+            f"{c.kind} {c.before_ms:.3g} -> {c.after_ms:.3g} ms"
+            for c in op_times(report.changes, _MOST_OPS)
+        )
+        console.print(f"by operator: {'; '.join(changes)}", overflow="fold")
+    _print_verified(console, report)
+    console.print(f"{report.output}  ({report.seconds:.1f} s)", overflow="fold")
+
+
+def _print_lost(console: Console, report: RunReport) -> None:
+    """Print the end of a run of which nothing was kept."""
+    console.print(
+        Text(f"nothing helped: {report.output} is the input, unchanged", style="bold yellow"),
+        overflow="fold",
+    )
+    console.print(
+        f"tried {plural(len(report.passes), 'pass', 'passes')}: {tally(report)}  ({report.seconds:.1f} s)",
+        overflow="fold",
+    )
+
+
+def _print_verified(console: Console, report: RunReport) -> None:
     if report.verified is None:
         console.print(Text(f"NOT VERIFIED: {report.unverified}", style="yellow"))
     else:
@@ -160,4 +246,3 @@ def _print_end(console: Console, report: RunReport) -> None:
                 )
         for note in v.notes:
             console.print(Text(note, style="dim"))
-    console.print(f"{report.output}  ({report.seconds:.1f} s)", overflow="fold")

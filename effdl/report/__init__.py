@@ -1,8 +1,11 @@
 """What every command found, as frozen data; ``to_json`` makes what ``--json`` writes."""
 
 from effdl.report.bench import (
+    BaselineChange,
+    BaselineReport,
     BenchReport,
     BenchResult,
+    BenchScan,
     Latency,
     NodeTime,
     OpChange,
@@ -11,22 +14,36 @@ from effdl.report.bench import (
     Placement,
     Profile,
     ProfileReport,
+    Yardstick,
 )
-from effdl.report.compare import CompareReport, OutputError
-from effdl.report.machine import DoctorReport
+from effdl.report.compare import (
+    CompareReport,
+    LocateReport,
+    OutputError,
+    TensorError,
+    ThereReport,
+)
+from effdl.report.evaluate import EvaluateReport, ModelScore
+from effdl.report.machine import DoctorReport, Place
 from effdl.report.model import InspectReport, ModelStats, NodeStats, Opportunity
-from effdl.report.plain import SCHEMA, to_json
+from effdl.report.plain import SCHEMA, from_json, to_json
 from effdl.report.run import GateReport, PassReport, RunReport
 
 __all__ = [
     "SCHEMA",
+    "BaselineChange",
+    "BaselineReport",
     "BenchReport",
     "BenchResult",
+    "BenchScan",
     "CompareReport",
     "DoctorReport",
+    "EvaluateReport",
     "GateReport",
     "InspectReport",
     "Latency",
+    "LocateReport",
+    "ModelScore",
     "ModelStats",
     "NodeStats",
     "NodeTime",
@@ -36,9 +53,14 @@ __all__ = [
     "OutputError",
     "PassReport",
     "Peaks",
+    "Place",
     "Placement",
     "Profile",
     "ProfileReport",
     "RunReport",
+    "TensorError",
+    "ThereReport",
+    "Yardstick",
+    "from_json",
     "to_json",
 ]

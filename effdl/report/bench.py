@@ -79,13 +79,72 @@ class Peaks:
         threads: intra-op threads.
         fp32_gflops, int8_gops: matrix products through ONNX Runtime, 2 operations per
             multiply-accumulate.
+        int8_gops: 0 where no 8-bit product was measured.
         bandwidth: bytes per second between main memory and processor, in GB/s.
+        fp16_gflops: the same product in float16, 0 where it is not computed in float16.
+        cache_bytes: size of the last-level cache, 0 when unknown; ``cache_bandwidth`` in GB/s for
+            data that fits into it.
     """
 
     threads: int
     fp32_gflops: float
     int8_gops: float
     bandwidth: float
+    fp16_gflops: float = 0.0
+    cache_bytes: int = 0
+    cache_bandwidth: float = 0.0
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """A fixed small model (matrix products) that was timed beside the others.
+
+    Args:
+        ms: median time of it.
+        ratio: time of the first model over its time; ``ci`` the 95 % confidence interval.
+    """
+
+    ms: float
+    ratio: float
+    ci: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class BaselineChange:
+    """A model against what it was in an earlier report.
+
+    Args:
+        path: the model now; ``then`` the model of the earlier report.
+        ratio: 1.1 means 1.1 times as fast as then; ``ci`` the 95 % confidence interval.
+        verdict: ``faster``, ``slower``, ``same`` or ``noisy``; ``sentence`` the same in words.
+        noise_floor: as in ``BenchResult``.
+    """
+
+    path: str
+    then: str
+    ratio: float
+    ci: tuple[float, float]
+    verdict: str
+    sentence: str
+    noise_floor: float
+
+
+@dataclass(frozen=True)
+class BaselineReport:
+    """A bench compared with an earlier one.
+
+    Args:
+        path: the earlier report's file.
+        by: what was compared: ``ratio`` to the first model of either report, or ``latency``, corrected
+            for the machine's speed by the yardstick.
+        changes: per model; empty when nothing could be compared, ``notes`` say why.
+        notes: what else differs between the runs.
+    """
+
+    path: str
+    by: str
+    changes: tuple[BaselineChange, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +161,10 @@ class BenchReport:
         control: ratio and interval of the first model against a second process of itself (A/A);
             None when it was not run.
         peaks: the machine's measured peaks, None when not known.
+        generations: how often the processes were started afresh.
+        yardstick: a fixed small model that ran beside, None when none did.
+        baseline: the comparison with an earlier report, None when none was asked for.
+        energy: what ``energy_mj`` comes from, or why there is none.
     """
 
     provider: str
@@ -118,6 +181,23 @@ class BenchReport:
     min_effect: float = 0.0
     control: tuple[float, float, float] | None = None
     peaks: Peaks | None = None
+    generations: int = 1
+    yardstick: Yardstick | None = None
+    baseline: BaselineReport | None = None
+    energy: str = ""
+
+
+@dataclass(frozen=True)
+class BenchScan:
+    """The same models measured at several numbers of threads, or sizes of a dynamic dimension.
+
+    Args:
+        axes: what was varied, ``threads`` or a dimension, and its values.
+        cells: a report for each combination, the last axis varying fastest.
+    """
+
+    axes: dict[str, tuple[int, ...]]
+    cells: tuple[BenchReport, ...]
 
 
 @dataclass(frozen=True)
@@ -130,6 +210,8 @@ class NodeTime:
         origin: names of the model's own nodes that it computes, empty for one that ONNX Runtime
             inserted (reorders, casts, copies).
         shape: of its first output, such as ``float[1,16,32,32]``, empty when unknown.
+        near: the model's own nodes that it works for: the writer of what a QuantizeLinear takes, or
+            the first reader of what another node gives.
     """
 
     name: str
@@ -138,6 +220,7 @@ class NodeTime:
     ms: float
     origin: tuple[str, ...]
     shape: str = ""
+    near: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,9 +237,15 @@ class Profile:
     """Where the time of one model goes.
 
     Args:
-        wall_ms: mean time of an inference without profiling; ``kernel_ms`` the sum over the nodes.
-        ops: by op type, longest first; ``nodes`` every node, longest first.
+        wall_ms: mean time of an inference without profiling, over the middle half of the runs;
+            ``kernel_ms`` the sum over the nodes.
+        ops: by op type, longest first; ``nodes`` every node that ran, longest first.
         runs: inferences that the means come from.
+        event_us: what was taken off the profiler's time of every kernel, since writing the times
+            down costs as much; ``scale`` what the rest was multiplied with, below 1 where the sum was
+            still more than ``wall_ms``.
+        folded: the model's own nodes that nothing computes any more: constant, or without effect.
+        idle: those that did not run: in a branch that was not taken.
     """
 
     path: str
@@ -165,6 +254,10 @@ class Profile:
     runs: int
     ops: tuple[OpTime, ...]
     nodes: tuple[NodeTime, ...]
+    event_us: float = 0.0
+    scale: float = 1.0
+    folded: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,6 +268,7 @@ class OpChange:
         kind: an op type, with its fused and quantized relatives under one name (``Conv`` has
             FusedConv and QLinearConv).
         before, after: nodes; ``before_ms`` and ``after_ms`` their time per inference.
+        became: op types that do the same work after, where these are other ones.
     """
 
     kind: str
@@ -182,6 +276,7 @@ class OpChange:
     after: int
     before_ms: float
     after_ms: float
+    became: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -218,3 +313,6 @@ class ProfileReport:
     profiles: tuple[Profile, ...]
     changes: tuple[OpChange, ...] = ()
     placements: tuple[Placement, ...] = ()
+    provider: str = ""
+    source: str = ""
+    warnings: tuple[str, ...] = ()

@@ -26,6 +26,7 @@ class GateReport:
         score: the recipe's metric after the pass, None without evaluation data.
         fidelity: relative L2 error of the worst output against the input model.
         changes: time per kind of operator before and after the pass, the largest change first.
+        culprits: nodes at fault, the worst first.
     """
 
     kept: bool
@@ -41,6 +42,7 @@ class GateReport:
     score: float | None = None
     fidelity: float | None = None
     changes: tuple[OpChange, ...] = ()
+    culprits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class RunReport:
         gate: ``off``, ``final`` or ``each``.
         won: False when nothing that was tried helped, and the output is the input.
         changes: time per kind of operator in input and output, the largest change first.
+        seed: of every random choice, None in reports of versions that did not write it.
     """
 
     recipe: dict[str, Any]
@@ -108,3 +111,4 @@ class RunReport:
     gate: str = "off"
     won: bool = True
     changes: tuple[OpChange, ...] = ()
+    seed: int | None = None

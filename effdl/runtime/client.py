@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 from effdl.errors import EffdlError, ModelError, TargetError
 from effdl.runtime.session import load_error
+
+Diagnosis = Callable[[int, list[str], str], EffdlError | None]
+"""Given exit code, lines of stderr and what was being done, says what ended a worker, if it can."""
+
+_DOING = {
+    "hello": "starting",
+    "load": "loading the model",
+    "block": "running the model",
+    "run": "running the model",
+    "trace": "profiling the model",
+    "traced": "profiling the model",
+}
 
 
 class WorkerProcess:
@@ -21,24 +34,47 @@ class WorkerProcess:
     Args:
         where: the model's name, for messages.
         command: how to start the worker.
+        environment: variables it gets besides those of this process.
+        diagnose: knows why a worker of its machine ends before its time.
+        patience: seconds that ``close`` waits for it to end by itself. One that runs elsewhere is
+            told by the end of its stdin; killing the program that leads there does not reach it.
+        place: the machine it runs on, for hints; empty for this one.
     """
 
-    def __init__(self, where: str, command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        where: str,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        diagnose: Diagnosis | None = None,
+        patience: float = 0.0,
+        place: str = "",
+    ) -> None:
         self.where = where
+        self._diagnose = diagnose
+        self._patience = patience
+        self._place = place
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         # A session of its own: Ctrl-C reaches the parent only, which then ends the worker.
-        self._process = subprocess.Popen(
-            list(command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            start_new_session=True,
-            encoding="utf-8",
-        )
+        try:
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                start_new_session=True,
+                encoding="utf-8",
+                errors="replace",
+                env={**os.environ, **environment} if environment else None,
+            )
+        except OSError as e:
+            self._stderr.close()
+            raise TargetError(f"cannot run {command[0]}: {e.strerror or e}", where=where) from None
 
     @property
     def pid(self) -> int:
-        """The worker's process id."""
+        """The process id, of the program that leads to the worker where that is elsewhere."""
         return self._process.pid
 
     def __enter__(self) -> WorkerProcess:
@@ -53,33 +89,43 @@ class WorkerProcess:
         self.close()
 
     def close(self) -> None:
-        """End the worker at once and wait for it."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._stderr):
-            if stream is not None:
-                with suppress(BrokenPipeError):  # an unread command is still in the buffer
-                    stream.close()
+        """End the worker and wait for it."""
+        try:
+            if self._patience and self._process.stdin is not None:
+                with suppress(OSError, ValueError, subprocess.TimeoutExpired):
+                    self._process.stdin.close()
+                    self._process.wait(self._patience)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout, self._stderr):
+                if stream is not None:
+                    with suppress(BrokenPipeError):  # an unread command is still in the buffer
+                        stream.close()
 
     def ask(self, command: str, **options: Any) -> dict[str, Any]:
         """Send a command and return the answer.
 
         Raises:
             ModelError: the model does not load or run, or the worker died of it.
-            TargetError: the session did not open on the provider asked for.
+            TargetError: the session did not open on the provider asked for, or the machine was lost.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # it may have said why before it ended
             stdin.write(json.dumps({"do": command, **options}) + "\n")
             stdin.flush()
+        answer = None
+        noise = ""
+        while not isinstance(answer, dict):  # a login shell may print something before
             line = stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line.endswith("\n"):
-            raise self._died(command)
-        answer: dict[str, Any] = json.loads(line)
+            if not line.endswith("\n"):
+                raise self._died(command, noise)
+            try:
+                answer = json.loads(line)
+            except ValueError:
+                noise = noise or line
         if "error" in answer:
             raise self._refusal(str(answer["error"]), str(answer["message"]))
         return answer
@@ -92,17 +138,27 @@ class WorkerProcess:
         return answer["ns"], answer["cpu"]
 
     def _refusal(self, kind: str, message: str) -> EffdlError:
+        doctor = f"effdl doctor --target {self._place}" if self._place else "effdl doctor"
         match kind:
             case "provider":
                 return TargetError(
                     message,
-                    hint="see `effdl doctor`: a driver or library is missing",
+                    hint=f"see `{doctor}`: a driver or library is missing",
                     where=self.where,
                 )
             case "runtime":
+                other = ", or name another Python with --python" if self._place else ""
                 return TargetError(
-                    message, hint="install it there: pip install onnxruntime", where=self.where
+                    message,
+                    hint=f"install it there: pip install onnxruntime{other}",
+                    where=self.where,
                 )
+            case "python":
+                return TargetError(
+                    message, hint="name a newer one there with --python", where=self.where
+                )
+            case "file":
+                return TargetError(message, where=self.where)
             case "load":
                 error = load_error(RuntimeError(message))
                 return ModelError(error.message, hint=error.hint, where=self.where)
@@ -112,18 +168,33 @@ class WorkerProcess:
                     hint="models measured side by side take the same inputs",
                     where=self.where,
                 )
+            case "graph":
+                return ModelError(
+                    message,
+                    hint="leave out --cuda-graph, or give one feed of fixed shapes",
+                    where=self.where,
+                )
             case "run":
                 text = " ".join(message.split())[:300]
                 return ModelError(f"ONNX Runtime cannot run the model: {text}", where=self.where)
         raise RuntimeError(f"worker: {message}")
 
-    def _died(self, command: str) -> ModelError:
+    def _died(self, command: str, noise: str) -> EffdlError:
         code = self._process.wait()
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
-        doing = {"load": "loading the model", "block": "running the model"}.get(command, command)
+        doing = _DOING.get(command, command)
+        told = self._diagnose(code, lines, doing) if self._diagnose is not None else None
+        if told is not None:
+            told.where = told.where or self.where
+            return told
+        if self._place and code > 128:  # a shell's way to tell of a signal
+            code = 128 - code
         if code >= 0:
             last = f": {lines[-1][:200]}" if lines else ""
+            if noise:
+                said = "".join(c if c.isprintable() else " " for c in noise)[:100].strip()
+                last = f": it is no worker, it says {said!r}"
             return ModelError(
                 f"the measuring process ended with code {code} while {doing}{last}",
                 where=self.where,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from effdl.errors import TargetError
 from effdl.graph.scratch import scratch
 from effdl.runtime.bundle import worker_archive
 from effdl.runtime.client import WorkerProcess
+from effdl.runtime.emulated import open_emulated
+from effdl.runtime.machine import Machine, this_machine
+from effdl.runtime.ssh import open_ssh
 from effdl.runtime.target import Target, check_available
+from effdl.runtime.versions import installed
 
 
 class Host(Protocol):
@@ -19,11 +25,15 @@ class Host(Protocol):
 
     Args:
         target: what it is, with the facts (``arch``, ``isa``) that it told itself.
+        machine: its processor and memory.
         emulated: its times mean nothing.
+        onnxruntime: the version there.
     """
 
     target: Target
+    machine: Machine
     emulated: bool
+    onnxruntime: str
 
     def worker(self, where: str) -> WorkerProcess:
         """Start a fresh worker process; ``where`` is the model's name, for messages."""
@@ -34,11 +44,17 @@ class Host(Protocol):
         A file that was sent before is not sent again.
         """
 
+    def discard(self, path: Path) -> None:
+        """Give back the room that a file took there; it may be sent again later."""
+
     def output(self, name: str) -> str:
         """Return a path there that a worker may write to."""
 
     def fetch(self, path: str) -> Path:
         """Bring a file back; returns its path here, which lives as long as the host is open."""
+
+    def load_average(self) -> float | None:
+        """Return how many programs there wanted to run in the last minute, None when not told."""
 
 
 class LocalHost:
@@ -50,10 +66,11 @@ class LocalHost:
         command: how to start Python; this one by default.
     """
 
-    emulated = False
-
     def __init__(self, target: Target, folder: Path, command: tuple[str, ...] = ()) -> None:
         self.target = target
+        self.machine = this_machine()
+        self.emulated = bool(self.machine.emulator)
+        self.onnxruntime = installed("onnxruntime") or installed("onnxruntime-gpu")
         self._folder = folder
         self._archive = folder / "worker.pyz"
         self._archive.write_bytes(worker_archive())
@@ -67,6 +84,9 @@ class LocalHost:
         """Return the absolute path: the file is here already."""
         return str(path.absolute())
 
+    def discard(self, path: Path) -> None:
+        """Do nothing: the file is the caller's."""
+
     def output(self, name: str) -> str:
         """Return a path in the temporary folder."""
         return str(self._folder / name)
@@ -75,14 +95,42 @@ class LocalHost:
         """Return the path: the file is here already."""
         return Path(path)
 
+    def load_average(self) -> float | None:
+        """Return the system's own figure, None where it has none."""
+        return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
 
 @contextmanager
 def open_host(target: Target) -> Iterator[Host]:
     """Reach the target's machine; everything that was put there is removed at the end.
 
+    The ``target`` of the host has the facts of its machine, which an ssh target has not before.
+
     Raises:
         TargetError: it cannot be reached, or nothing can run there.
     """
-    check_available(target)
     with scratch() as folder:
-        yield LocalHost(target, folder)
+        if target.device == "ssh":
+            with open_ssh(target, folder) as far:
+                yield far
+        elif target.device == "arm-emulated":
+            with open_emulated(target, folder) as emulated:
+                yield emulated
+        else:
+            check_available(target)
+            yield LocalHost(target, folder)
+
+
+def need_clock(host: Host) -> None:
+    """Raise TargetError when times of the host mean nothing."""
+    if host.emulated:
+        raise no_latency(host.target.name, host.machine.emulator)
+
+
+def no_latency(name: str, emulator: str = "") -> TargetError:
+    """Return the refusal to measure latency on an emulated machine."""
+    by = f" by {emulator}" if emulator else ""
+    return TargetError(
+        f"latency is not measured on {name}: its processor is emulated{by}, its times mean nothing",
+        hint=f"effdl compare MODEL --target {name} says whether its results are right there",
+    )

@@ -57,6 +57,7 @@ class ConvertFloat16(NodePass):
     """
 
     lossy: ClassVar[bool] = True
+    claims: ClassVar[frozenset[str]] = frozenset({"latency", "size"})
     min_opset: ClassVar[int] = 7
     not_after: ClassVar[Mapping[str, str]] = {
         "quantize_*": "nodes beside quantized ones stay float32, so there is hardly anything left to convert"

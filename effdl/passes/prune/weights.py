@@ -57,6 +57,7 @@ class PruneWeights(NodePass):
     """
 
     lossy: ClassVar[bool] = True
+    claims: ClassVar[frozenset[str]] = frozenset({"size"})
     not_after: ClassVar[Mapping[str, str]] = {
         "quantize_*": "it works on floating-point weights, which are integers after quantization"
     }

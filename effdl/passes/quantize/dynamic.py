@@ -40,6 +40,7 @@ class QuantizeDynamic(NodePass):
     """
 
     lossy: ClassVar[bool] = True
+    claims: ClassVar[frozenset[str]] = frozenset({"latency", "size"})
     min_opset: ClassVar[int] = 11
 
     per_channel: bool = True

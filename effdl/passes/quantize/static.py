@@ -51,6 +51,7 @@ class QuantizeStatic(NodePass):
     """
 
     lossy: ClassVar[bool] = True
+    claims: ClassVar[frozenset[str]] = frozenset({"latency", "size"})
     needs_data: ClassVar[bool] = True
     min_opset: ClassVar[int] = 13
 

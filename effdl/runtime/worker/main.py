@@ -9,6 +9,8 @@ from typing import Any
 
 from effdl.runtime.worker.refusal import Refusal
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
+
 
 def answer(worker: Any, line: str) -> dict[str, Any]:
     """Carry out one command; a refusal becomes an answer too."""
@@ -41,6 +43,8 @@ def make_worker() -> Any:
     try:
         from effdl.runtime.worker.commands import Worker
     except ImportError as e:
+        if (e.name or "").startswith("effdl"):  # not the machine's fault: ours
+            raise
         return _Unusable(f"{sys.executable} cannot import {e.name or e}")
     return Worker()
 

@@ -1,0 +1,322 @@
+"""Keeps a pass only where it does what it claims, measured on the target, and holds the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from effdl.data.dataset import Dataset
+from effdl.data.feeds import Feeds
+from effdl.errors import EffdlError
+from effdl.graph import io
+from effdl.measure.accuracy import Scored, difference, score_model
+from effdl.measure.bench import bench
+from effdl.measure.blame import changes, culprits, explain
+from effdl.measure.locate import locate, worst
+from effdl.measure.profile import profile
+from effdl.measure.size import zstd_size
+from effdl.passes.base import Pass
+from effdl.recipe import Recipe
+from effdl.recipe.budget import overstepped
+from effdl.report import BenchReport, GateReport, OpChange, PassReport, Profile, RunReport
+from effdl.runtime.host import Host
+from effdl.runtime.target import Target
+
+_PATIENCE = 2.5
+"""A pass that is too noisy to judge is measured once more, this many times as long."""
+_NAMED = 3
+"""Operators that a reason names."""
+
+
+def objective_of(recipe: Recipe) -> str:
+    """Return what the recipe is after: ``latency``, ``size``, or empty for tidiness only.
+
+    A recipe that does not say is after latency when one of its passes trades accuracy for it.
+    """
+    if recipe.objective is not None:
+        return recipe.objective
+    trades = any(s.pass_.lossy and "latency" in s.pass_.claims for s in recipe.passes)
+    return "latency" if trades else ""
+
+
+def loses(report: RunReport, recipe: Recipe) -> tuple[str, str]:
+    """Return by what the result is worse than the input and the sentence for it; empty when it is not.
+
+    Args:
+        report: of the result that was just written, verified and measured.
+        recipe: whose objective and budget count.
+    """
+    changed = [p for p in report.passes if p.status == "changed"]
+    tried = [p for p in report.passes if p.gate is not None]
+    if not changed:
+        return ("latency", "no pass helped") if tried or _dropped(report) else ("", "")
+    over = overstepped(report, recipe)
+    if over:
+        return "error", over
+    objective = objective_of(recipe)
+    before, after = report.before, report.after
+    if objective == "size":
+        old, new = (before.file_bytes, before.zstd_bytes), (after.file_bytes, after.zstd_bytes)
+        smaller = new[0] < old[0] or (new[0] == old[0] and (new[1] or 0) < (old[1] or 0))
+        return ("", "") if smaller else ("size", "no smaller than the input")
+    if report.bench is None:
+        return "", ""
+    word, said = report.bench.models[-1].verdict, report.bench.verdict[-1]
+    proved = any(p.gate.kept and p.gate.by == "latency" for p in changed if p.gate is not None)
+    if word == "faster" or (word == "noisy" and proved):
+        return "", ""
+    if word == "slower":
+        return "slower", said
+    claimed = any(p.lossy for p in (*changed, *tried))
+    return ("latency", said) if objective == "latency" and claimed else ("", "")
+
+
+def weakest(passes: Sequence[PassReport], by: str) -> int | None:
+    """Return which pass to take out of a result that loses, None when none is left to blame.
+
+    Args:
+        passes: all steps.
+        by: ``slower`` (than the input), ``latency`` (not faster), ``size`` or ``error``.
+    """
+    kept = [k for k, p in enumerate(passes) if p.status == "changed"]
+    lossy = [k for k in kept if passes[k].lossy]
+    if by == "error":
+        return max(lossy, key=lambda k: passes[k].error or 0.0, default=None)
+    ratios = {k: g.ratio for k in lossy if (g := passes[k].gate) is not None and g.ratio}
+    if ratios:
+        return min(ratios, key=lambda k: ratios[k])
+    if lossy:
+        return lossy[-1]
+    return kept[-1] if kept and by == "slower" else None
+
+
+def _drop(first: Scored, now: float) -> float:
+    """How much worse a score is, positive for a loss."""
+    return first.value - now if first.higher_is_better else now - first.value
+
+
+def _dropped(report: RunReport) -> bool:
+    return any(p.status == "dropped" for p in report.passes)
+
+
+@dataclass
+class Gate:
+    """Judges one pass after the other.
+
+    Args:
+        recipe: with the budget.
+        source: the input model's file.
+        host: where speed is measured, None when that cannot be.
+        target: what ``host`` runs on.
+        check_target: where outputs are computed.
+        feeds: gives the inputs for measuring; they change with the model's interface.
+        dataset: labelled samples of the recipe's evaluation, None without.
+        workdir: a temporary folder.
+        seconds: measuring time per model and pass.
+        threads, seed: as in ``bench``.
+        tell: told what is being done.
+    """
+
+    recipe: Recipe
+    source: Path
+    host: Host | None
+    target: Target
+    check_target: Target
+    feeds: Callable[[], Feeds]
+    dataset: Dataset | None
+    workdir: Path
+    seconds: float
+    threads: int
+    seed: int
+    tell: Callable[[str], None] = field(default=lambda what: None)
+    objective: str = field(init=False)
+    _before: Path | None = field(init=False)
+    _count: int = field(init=False, default=0)
+    _scores: dict[str, Scored] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.objective = objective_of(self.recipe)
+        self._before = self.source
+
+    def judge(
+        self, step: Pass, original: ir.Model, before: ir.Model, after: ir.Model, error: float | None
+    ) -> GateReport | None:
+        """Say whether a pass stays; None when it claims nothing and costs nothing.
+
+        Args:
+            step: the pass.
+            original: the input model.
+            before: the model without the pass.
+            after: the model with it.
+            error: relative L2 error of the worst output of ``after`` against the input model.
+        """
+        held = self._hold(original, after, error) if step.lossy else None
+        if held is not None and not held.kept:
+            return held
+        by = self._claim(step)
+        if not by:
+            self._before = None
+            return held
+        old = self._before or self._write(before)
+        new = self._write(after)
+        found = self._smaller(old, new) if by == "size" else self._faster(old, new)
+        self._before = new if found.kept else old
+        if held is not None:
+            found = replace(found, score=held.score, fidelity=held.fidelity)
+        return found
+
+    def restart(self) -> None:
+        """Begin again at the input model."""
+        self._before = self.source
+
+    def _claim(self, step: Pass) -> str:
+        """What the pass is judged by, empty for nothing."""
+        if self.objective == "size":
+            return "size" if "size" in step.claims else ""
+        return "latency" if "latency" in step.claims and self.host is not None else ""
+
+    def _write(self, model: ir.Model) -> Path:
+        self._count += 1
+        path = self.workdir / f"gate{self._count}.onnx"
+        io.save(model, path)
+        return path
+
+    def _hold(self, original: ir.Model, after: ir.Model, error: float | None) -> GateReport | None:
+        """Hold a lossy pass to the budget: by the metric, or by the output error without labels."""
+        budget = self.recipe.budget
+        spec = self.recipe.data.evaluation
+        if budget is None:
+            return None
+        if budget.accuracy_drop is not None and self.dataset is not None and spec is not None:
+            self.tell(f"scoring {spec.metric}")
+            first, now = self._score(original, "input"), self._score(after)
+            kept = _drop(first, now.value) <= budget.accuracy_drop
+            said = f"{spec.metric} went from {first.value:.4f} to {now.value:.4f}"
+            reason = "" if kept else f"{said}, allowed is a loss of {budget.accuracy_drop:g}"
+            found = GateReport(kept, "accuracy", reason, score=now.value, fidelity=error)
+        elif budget.fidelity is not None and error is not None:
+            kept = error <= budget.fidelity
+            reason = "" if kept else f"output error {error:.2g}, allowed {budget.fidelity:g}"
+            found = GateReport(kept, "fidelity", reason, fidelity=error)
+        else:
+            return None
+        return found if found.kept else self._name_layers(found, original, after)
+
+    def _score(self, model: ir.Model | Path, key: str = "") -> Scored:
+        """Score a model on the evaluation data; once for all of the same ``key``."""
+        spec = self.recipe.data.evaluation
+        assert self.dataset is not None
+        assert spec is not None
+        if key in self._scores:
+            return self._scores[key]
+        found = score_model(model, self.dataset, spec.metric, self.check_target, output=spec.output)
+        if key:
+            self._scores[key] = found
+        return found
+
+    def accuracy(self, old: Path, new: Path) -> dict[str, Any]:
+        """Return the metric of input and output, and the difference with its paired interval."""
+        assert self.dataset is not None
+        assert self.recipe.data.evaluation is not None
+        first, now = self._score(old, "input"), self._score(new)
+        gap = difference(first, now, self.seed)
+        return {
+            "metric": self.recipe.data.evaluation.metric,
+            "before": first.value,
+            "after": now.value,
+            "drop": _drop(first, now.value),
+            "samples": first.count,
+            "difference": gap.value,
+            "ci": (gap.low, gap.high),
+            "verdict": gap.verdict,
+        }
+
+    def _name_layers(self, found: GateReport, original: ir.Model, after: ir.Model) -> GateReport:
+        """Add the layers at which the error arises."""
+        self.tell("looking for the layers at fault")
+        report = locate(original, after, self.feeds().first(2), self.check_target, top=None)
+        names = [name for name, _, _ in worst(report, 10_000)]
+        said = [f"{op} {name}" for name, op, _ in worst(report, _NAMED)]
+        reason = f"{found.reason}; most arises at {', '.join(said)}" if said else found.reason
+        return replace(found, reason=reason, culprits=tuple(names))
+
+    def _smaller(self, old: Path, new: Path) -> GateReport:
+        before, after = io.files_size(old), io.files_size(new)
+        kept = after < before or (after == before and zstd_size(new) < zstd_size(old))
+        reason = "" if kept else f"the file is not smaller: {before:,} -> {after:,} bytes"
+        return GateReport(kept, "size", reason, file_bytes=after)
+
+    def _faster(self, old: Path, new: Path) -> GateReport:
+        self.tell("measuring")
+        result = self._race(old, new, self.seconds)
+        if result.models[1].verdict == "noisy":
+            result = self._race(old, new, self.seconds * _PATIENCE)
+        model = result.models[1]
+        found = GateReport(
+            kept=model.verdict == "faster",
+            by="latency",
+            reason="",
+            verdict=model.verdict,
+            ratio=model.ratio,
+            ci=model.ci,
+            noise_floor=model.noise_floor,
+            latency_ms=model.latency.median,
+            before_ms=result.models[0].latency.median,
+            file_bytes=model.file_bytes,
+        )
+        return found if found.kept else self._name_operators(found, result.verdict[0], old, new)
+
+    def _race(self, old: Path, new: Path, seconds: float) -> BenchReport:
+        known = {p: (io.files_size(p), None, "") for p in (old, new)}
+        return bench(
+            [old, new],
+            self.feeds().first(2),
+            self.target,
+            threads=self.threads,
+            seconds=seconds,
+            seed=self.seed,
+            known=known,
+            host=self.host,
+        )
+
+    def _name_operators(self, found: GateReport, said: str, old: Path, new: Path) -> GateReport:
+        """Add where the time went."""
+        self.tell("profiling")
+        report = self.profile(old, new)
+        if report is None:
+            return replace(found, reason=said)
+        first, second = report
+        moved = changes(first, second)
+        why = explain(moved) if found.verdict == "slower" else ""
+        names = [name for origin, _, _ in culprits(first, second) for name in origin]
+        return replace(
+            found,
+            reason=f"{said}: {why}" if why else said,
+            changes=moved,
+            culprits=tuple(dict.fromkeys(names)),
+        )
+
+    def profile(self, old: Path, new: Path) -> tuple[Profile, Profile] | None:
+        """Return where the time of two files goes, None where it cannot be told."""
+        try:
+            report = profile(
+                [old, new],
+                self.feeds().first(1),
+                self.target,
+                threads=self.threads,
+                seconds=min(self.seconds, 1.0),
+                seed=self.seed,
+                host=self.host,
+            )
+        except EffdlError:
+            return None
+        return report.profiles[0], report.profiles[1]
+
+    def where_time_went(self, old: Path, new: Path) -> tuple[OpChange, ...]:
+        """Return the time per kind of operator in two files, empty where it cannot be told."""
+        found = self.profile(old, new)
+        return () if found is None else changes(*found)

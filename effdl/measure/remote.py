@@ -1,0 +1,241 @@
+"""Outputs of a model on another machine, and whether they are what this machine computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from effdl.data.feeds import Feed, Feeds
+from effdl.errors import DataError
+from effdl.graph import io
+from effdl.graph.scratch import scratch
+from effdl.graph.walk import all_nodes
+from effdl.graph.weights import weight_tensors
+from effdl.measure.fidelity import Comparison, Tolerance
+from effdl.measure.sending import write_feeds
+from effdl.measure.verify import run_all
+from effdl.report import CompareReport, Place, ThereReport
+from effdl.runtime.host import Host, open_host
+from effdl.runtime.machine import this_machine
+from effdl.runtime.target import Target, cores_of, parse_target
+from effdl.runtime.worker.running import unpack
+
+Outputs = list[dict[str, Any]]
+Progress = Callable[[str, str], None]
+INT8_TOLERANCE = 0.05
+"""Relative tolerance of a quantized model on another processor. Where a sum lies between two quanta,
+kernels round to either; through a deep model that was seen to move a value by up to 2.4 % of the
+output's size between x86 and Arm, on results that are both right."""
+FLOAT16_TOLERANCE = 1e-2
+_QUANTIZED = (
+    "Quantize",
+    "Dequantize",
+    "DynamicQuantize",
+    "QLinear",
+    "QGemm",
+    "QAttention",
+    "ConvInteger",
+    "MatMulInteger",
+    "MatMulNBits",
+)
+_BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
+
+
+def outputs_on(
+    host: Host,
+    model: Path,
+    feeds: Sequence[Feed] | Feeds,
+    *,
+    threads: int = 0,
+    optimize: bool = True,
+) -> Outputs:
+    """Run a model file on a host and return its outputs, one mapping per feed in the model's order.
+
+    Args:
+        host: an open host.
+        model: the file; it is sent with its weights.
+        feeds: inputs; floats are cast to the precision that the model takes.
+        threads: intra-op threads, 0 for ONNX Runtime's own choice.
+        optimize: ORT_ENABLE_ALL; False for the graph as it is written.
+
+    Raises:
+        ModelError: it does not load or run there.
+        TargetError: it is too large for the machine, or the machine was lost.
+    """
+    with scratch() as folder, host.worker(str(model)) as worker:
+        files = write_feeds(list(feeds), folder, host)
+        goal = host.output("outputs.npz")
+        worker.ask(
+            "run",
+            model=host.send(model),
+            providers=list(host.target.providers),
+            threads=threads,
+            feeds=files,
+            output=goal,
+            optimize=optimize,
+        )
+        outputs = unpack(str(host.fetch(goal)))
+        worker.ask("remove", path=goal)
+        for file in folder.glob("feed*.npz"):
+            host.discard(file)
+    return outputs
+
+
+def compare_on(
+    host: Host, reference: Path, candidate: Path, feeds: Feeds, *, rtol: Tolerance = None
+) -> CompareReport:
+    """Run two models on the same feeds on a host and compare their outputs.
+
+    Args, errors: as in ``measure.fidelity.compare``.
+    """
+    first, second = (outputs_on(host, m, feeds) for m in (reference, candidate))
+    return _report(first, second, feeds, (reference, candidate), rtol, place_of(host))
+
+
+def verify_there(
+    host: Host,
+    model: Path,
+    feeds: Feeds,
+    *,
+    rtol: Tolerance = None,
+    expected: Outputs | None = None,
+) -> CompareReport:
+    """Run a model on a host and compare its outputs with those of this machine's CPU.
+
+    Args:
+        host: an open host.
+        model: the file.
+        feeds: inputs.
+        rtol: as in ``fidelity.compare_outputs``; ``cross_tolerance`` when None.
+        expected: the outputs here, when they are known already.
+
+    Raises:
+        ModelError: the model does not run here or there.
+    """
+    notes: list[str] = []
+    if rtol is None:
+        rtol, notes = cross_tolerance(io.load(model))
+    if expected is None:
+        expected = run_all(model, feeds, parse_target("cpu"))
+    found = outputs_on(host, model, feeds)
+    return _report(expected, found, feeds, (model, model), rtol, place_of(host), notes)
+
+
+def compare_there(
+    target: Target,
+    models: Sequence[Path],
+    feeds: Feeds,
+    *,
+    rtol: Tolerance = None,
+    progress: Progress | None = None,
+) -> ThereReport:
+    """Tell whether models compute on a target what they compute here; on each core of ``arm-emulated``.
+
+    Args:
+        target: ssh or arm-emulated.
+        models: one file, or two of which the second is also compared with the first there.
+        feeds: inputs that both take.
+        rtol: goes before the tolerances that follow from the models' number formats.
+        progress: told the place and what is done there.
+
+    Raises:
+        TargetError: the target cannot be reached.
+        ModelError: a model does not run here or there.
+    """
+    if len(feeds) == 0:
+        raise DataError("there is no sample to compare on", where=feeds.source)
+    say = progress or (lambda place, what: None)
+    say("here", "running")
+    wanted = [run_all(m, feeds, parse_target("cpu")) for m in models]
+    rules = [(rtol, []) if rtol is not None else cross_tolerance(io.load(m)) for m in models]
+    results = []
+    for place in cores_of(target):
+        say(place.name, "connecting")
+        with open_host(place) as host:
+            there = place_of(host)
+            found = []
+            for model in models:
+                say(place.name, f"running {model.name}")
+                found.append(outputs_on(host, model, feeds))
+            for model, here, got, (tolerance, notes) in zip(
+                models, wanted, found, rules, strict=True
+            ):
+                pair = (model, model)
+                results.append(_report(here, got, feeds, pair, tolerance, there, notes))
+            if len(models) > 1:
+                pair = (models[0], models[1])
+                results.append(_report(found[0], found[1], feeds, pair, rtol, there))
+    return ThereReport(
+        target=target.name,
+        here=this_machine().cpu,
+        equal=all(r.equal for r in results),
+        results=tuple(results),
+    )
+
+
+def cross_tolerance(model: ir.Model) -> tuple[dict[str, float] | None, list[str]]:
+    """Return the tolerances for a model's outputs on another processor, and a sentence about them.
+
+    Numbers are not bit-equal between processors: sums are taken in another order. None stands for the
+    tolerances by dtype, which float32 keeps on all processors tried.
+    """
+    nodes = [n.op_type for n in all_nodes(model)]
+    outputs = [v for v in model.graph.outputs if v.dtype is not None]
+    floats = {v.name or "" for v in outputs if v.dtype and v.dtype.is_floating_point()}
+    if any(op.startswith(_QUANTIZED) for op in nodes):
+        # An output that is itself quantized may be one quantum off.
+        names = floats | {v.name or "" for v in outputs if v.dtype in _BYTES}
+        note = (
+            f"quantized: held to {INT8_TOLERANCE:.0%} of an output's size; kernels of two processors "
+            "round sums to neighbouring quanta, by up to 2.4 % where all was right"
+        )
+        if not parse_target("cpu").int8_dot:
+            note += "; this machine's own 8-bit sums may saturate"
+        return dict.fromkeys(names, INT8_TOLERANCE), [note]
+    if any(t.dtype == ir.DataType.FLOAT16 for t in weight_tensors(model)):
+        note = f"float16: held to {FLOAT16_TOLERANCE:.0%}"
+        return dict.fromkeys(floats, FLOAT16_TOLERANCE), [note]
+    return None, []
+
+
+def place_of(host: Host) -> Place:
+    """Return what is known of a host."""
+    machine = host.machine
+    return Place(
+        host.target.name,
+        machine.arch,
+        machine.cpu,
+        machine.isa,
+        machine.emulator,
+        host.onnxruntime,
+    )
+
+
+def _report(
+    first: Sequence[Mapping[str, Any]],
+    second: Sequence[Mapping[str, Any]],
+    feeds: Feeds,
+    models: tuple[Path, Path],
+    rtol: Tolerance,
+    place: Place,
+    notes: Sequence[str] = (),
+) -> CompareReport:
+    comparison = Comparison(rtol, casts=True)
+    for a, b in zip(first, second, strict=True):
+        comparison.add(a, b)
+    errors = comparison.result()
+    cast = [f"output '{n}' is {w}: compared by value" for n, w in comparison.cast_outputs.items()]
+    return CompareReport(
+        reference=str(models[0]),
+        candidate=str(models[1]),
+        feeds=len(feeds),
+        source=feeds.source,
+        real=feeds.real,
+        equal=all(e.equal for e in errors),
+        outputs=errors,
+        notes=(*notes, *cast),
+        place=place,
+    )

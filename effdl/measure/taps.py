@@ -1,0 +1,96 @@
+"""Intermediate tensors of a model, fetched as outputs, a bounded number of bytes at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from effdl.data.feeds import Feed
+from effdl.graph.weights import Names
+from effdl.measure.fidelity import fit
+from effdl.runtime.session import Session, open_session
+from effdl.runtime.target import Target
+
+
+def tapped(
+    model: ir.Model, names: Sequence[str], target: Target | None, *, optimize: bool
+) -> Session:
+    """Open a copy of the model whose outputs are the values ``names`` of its main graph.
+
+    Without names the outputs stay as they are. Weights are not copied. With ``optimize`` off the
+    graph runs as it is written, so that what is fetched has no influence on what is computed.
+
+    Raises:
+        ModelError: it does not load.
+    """
+    copy = model.clone()
+    values = _values(copy)
+    if names:
+        copy.graph.outputs[:] = [values[n] for n in dict.fromkeys(names)]
+    return open_session(copy, target, optimize=optimize)
+
+
+def sizes(
+    model: ir.Model, names: Sequence[str], feed: Feed, target: Target | None
+) -> dict[str, int]:
+    """Return the bytes of each tensor on ``feed``; those that numpy has no type for are left out.
+
+    Raises:
+        ModelError: the model does not run.
+    """
+    session = tapped(model, names, target, optimize=False)
+    ports = {p.name: p for p in session.outputs if p.dtype is not None}
+    del session
+    known: dict[str, int] = {}
+    unknown = []
+    for name, port in ports.items():
+        if all(isinstance(d, int) for d in port.shape) and port.shape:
+            known[name] = int(np.prod([int(d or 0) for d in port.shape], dtype=np.int64))
+        else:
+            unknown.append(name)
+    known |= _counted(model, unknown, feed, target)
+    return {n: known[n] * np.dtype(ports[n].dtype).itemsize for n in names if n in known}
+
+
+def chunks(names: Sequence[str], size: Mapping[str, int], max_bytes: int) -> Iterator[list[str]]:
+    """Split ``names`` so that each part fits into ``max_bytes`` (but holds at least one)."""
+    chunk: list[str] = []
+    used = 0
+    for name in names:
+        if chunk and used + size[name] > max_bytes:
+            yield chunk
+            chunk, used = [], 0
+        chunk.append(name)
+        used += size[name]
+    if chunk:
+        yield chunk
+
+
+def _counted(
+    model: ir.Model, names: Sequence[str], feed: Feed, target: Target | None
+) -> dict[str, int]:
+    """Count the elements of tensors on ``feed``; the model returns shapes instead of the tensors."""
+    if not names:
+        return {}
+    copy = model.clone()
+    values = _values(copy)
+    fresh = Names(copy)
+    shapes = []
+    for name in names:
+        node = ir.node("Shape", [values[name]])
+        node.outputs[0].name = fresh.fresh(f"{name}_shape")
+        copy.graph.append(node)
+        shapes.append(node.outputs[0])
+    copy.graph.outputs[:] = shapes
+    session = open_session(copy, target, optimize=False)
+    found = session.run(fit(feed, session))
+    return {
+        n: int(np.prod(found[s.name or ""], dtype=np.int64))
+        for n, s in zip(names, shapes, strict=True)
+    }
+
+
+def _values(model: ir.Model) -> dict[str, ir.Value]:
+    return {o.name or "": o for node in model.graph for o in node.outputs}

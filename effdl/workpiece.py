@@ -1,0 +1,179 @@
+"""The model on its way through a recipe: run a pass on it, check what came out, go back."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from effdl.data.feeds import Feeds
+from effdl.errors import ModelError
+from effdl.graph import io
+from effdl.graph.clean import clean
+from effdl.graph.dims import known_dims
+from effdl.graph.walk import interface, opset
+from effdl.measure.fidelity import compare_outputs
+from effdl.measure.verify import Outputs, Verdict, Verifier, run_all, verification_feeds
+from effdl.passes.base import Context, PassLog
+from effdl.recipe import Step
+from effdl.runtime.target import Target
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a pass did.
+
+    Args:
+        log: nodes touched, left alone, figures.
+        changes: what ``run`` returned.
+        reason: why nothing, when there are no changes.
+        verdict: of the check; None when nothing changed.
+        seconds: time of the pass itself; ``check_seconds`` of cleaning and checking.
+    """
+
+    log: PassLog
+    changes: int
+    reason: str
+    verdict: Verdict | None
+    seconds: float
+    check_seconds: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state to go back to; its weights are shared with the model."""
+
+    model: ir.Model
+    verifier: Verifier | None
+    reference: Outputs
+    first: Outputs
+
+
+class Workpiece:
+    """A model and what its checks need.
+
+    Args:
+        original: the input model; stays as it is.
+        target: what passes are told about the place the model is made for.
+        check_target: where outputs are computed.
+        calibration: the user's samples, None without.
+        dims: values of dynamic dimensions for random inputs.
+        seed: of every random choice.
+        workdir: a temporary folder.
+    """
+
+    def __init__(
+        self,
+        original: ir.Model,
+        target: Target,
+        check_target: Target,
+        calibration: Feeds | None,
+        dims: Mapping[str, int],
+        seed: int,
+        workdir: Path,
+    ) -> None:
+        self.original = original
+        self.model = original.clone()
+        self.target = target
+        self.check_target = check_target
+        self.calibration = calibration
+        self.dims = dims
+        self.seed = seed
+        self.workdir = workdir
+        self.verifier: Verifier | None = None
+        self.first: Outputs = []  # of the original model on the verifier's feeds
+        self.start: Snapshot = self.snapshot()
+
+    def start_checks(self) -> None:
+        """Run the original model, whose outputs every check goes back to.
+
+        Raises:
+            ModelError: it does not run here.
+        """
+        self.verifier = Verifier(self.model, self._feeds(self.dims), self.check_target)
+        self.first = self.verifier.reference
+        self.start = self.snapshot()
+
+    def _feeds(self, dims: Mapping[str, int]) -> Feeds:
+        return verification_feeds(
+            self.model, self.calibration, dims=dims, seed=self.seed, target=self.check_target
+        )
+
+    def snapshot(self) -> Snapshot:
+        """Return the present state."""
+        reference = [] if self.verifier is None else self.verifier.reference
+        return Snapshot(self.model.clone(), self.verifier, reference, self.first)
+
+    def restore(self, state: Snapshot) -> None:
+        """Go back to a state; it can be used again."""
+        self.model = state.model.clone()
+        self.verifier, self.first = state.verifier, state.first
+        if self.verifier is not None:
+            self.verifier.reference = state.reference
+
+    def apply(self, step: Step, before: ir.Model) -> Applied:
+        """Run a pass and check the result; the model stays changed, whatever the check says.
+
+        Args:
+            step: the pass.
+            before: a copy of the present model.
+        """
+        started = time.perf_counter()
+        log, changes, reason = self.run_pass(step)
+        ran = time.perf_counter()
+        verdict = None
+        if changes:
+            clean(self.model)
+            verdict = self._check(step, before)
+        return Applied(log, changes, reason, verdict, ran - started, time.perf_counter() - ran)
+
+    def run_pass(self, step: Step) -> tuple[PassLog, int, str]:
+        """Run a pass, nothing else; returns its log, the number of changes, and why there are none."""
+        have, need = opset(self.model), step.pass_.min_opset
+        if have and have < need:
+            why = f"needs opset {need}, the model has {have}: convert_opset before it"
+            return PassLog(), 0, why
+        ctx = self.context()
+        changes = step.pass_.run(self.model, ctx)
+        return ctx.log, changes, "" if changes else ctx.log.why_nothing()
+
+    def context(self) -> Context:
+        """Return what a pass may know, with a folder of its own."""
+        folder = Path(tempfile.mkdtemp(dir=self.workdir))
+        return Context(self.target, self.calibration, self.seed, folder, PassLog())
+
+    def accept(self, verdict: Verdict) -> None:
+        """Make the checked model the one that the next is compared with."""
+        if self.verifier is not None:
+            self.verifier.accept(verdict)
+
+    def total_error(self, verdict: Verdict) -> float | None:
+        """Return the relative L2 error of the worst output against the original model."""
+        if self.verifier is None or verdict.outputs is None:
+            return None
+        errors = compare_outputs(self.first, verdict.outputs, casts=True)
+        return max((e.rel_l2 for e in errors), default=0.0)
+
+    def _check(self, step: Step, before: ir.Model) -> Verdict:
+        try:
+            io.check(self.model)
+        except ModelError as e:
+            return Verdict(False, None, e.message)
+        if not step.pass_.changes_interface():
+            changed = interface(before) ^ interface(self.model)
+            if changed:
+                names = ", ".join(sorted(changed))
+                return Verdict(False, None, f"inputs or outputs changed: {names}")
+        if self.verifier is None:
+            return Verdict(True, None, "", "not checked")
+        if (
+            step.pass_.changes_interface()
+        ):  # input shapes may be others: feeds that fit the new model
+            feeds = self._feeds(known_dims(self.model, self.dims))
+            self.verifier = Verifier(before, feeds, self.check_target)
+            self.first = run_all(self.original, feeds, self.check_target)
+        return self.verifier.check(before, self.model, lossy=step.pass_.lossy)
