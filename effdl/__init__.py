@@ -25,9 +25,19 @@ from effdl.errors import (
 )
 
 if TYPE_CHECKING:
-    from effdl.api import bench, compare, evaluate, inspect, load, optimize, save
-    from effdl.pipeline import PassBug, RunOptions
+    from effdl.api import (
+        bench,
+        compare,
+        compare_there,
+        evaluate,
+        inspect,
+        load,
+        optimize,
+        profile,
+        save,
+    )
     from effdl.recipe import Recipe
+    from effdl.run_options import PassBug, RunOptions
 
 # ONNX Runtime 1.32 sends usage data over the network unless it is told not to before it is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -48,14 +58,16 @@ __all__ = [
     "UsageError",
     "bench",
     "compare",
+    "compare_there",
     "evaluate",
     "inspect",
     "load",
     "optimize",
+    "profile",
     "save",
 ]
 
-_HOME = {"Recipe": "effdl.recipe", "RunOptions": "effdl.pipeline", "PassBug": "effdl.pipeline"}
+_HOME = {"Recipe": "effdl.recipe", "RunOptions": "effdl.run_options", "PassBug": "effdl.run_options"}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,15 +20,16 @@ from effdl.graph import io
 from effdl.graph.dims import check_dims, input_dims
 from effdl.graph.scratch import scratch
 from effdl.measure import bench as _bench
-from effdl.measure import fidelity
+from effdl.measure import fidelity, remote
 from effdl.measure.baseline import read_baseline, with_baseline
 from effdl.measure.evaluation import evaluate_models
+from effdl.measure.locate import with_location
+from effdl.measure.profile import profile as run_profile
 from effdl.measure.results import file_facts
 from effdl.measure.scan import scan as run_scan
 from effdl.measure.stats import model_stats, node_stats
 from effdl.measure.verdict import MIN_EFFECT
 from effdl.opportunities import opportunities
-from effdl.pipeline import Progress, RunOptions
 from effdl.pipeline import optimize as run
 from effdl.recipe import Recipe, apply_overrides
 from effdl.recipe import load as load_recipe
@@ -37,13 +39,25 @@ from effdl.report import (
     CompareReport,
     EvaluateReport,
     InspectReport,
+    ProfileReport,
     RunReport,
+    ThereReport,
 )
-from effdl.runtime.host import Host, open_host
-from effdl.runtime.target import Target, check_available, parse_target
+from effdl.run_options import Progress, RunOptions
+from effdl.runtime.host import Host, no_latency, open_host
+from effdl.runtime.target import (
+    Target,
+    check_available,
+    check_reachable,
+    parse_target,
+    where_to_check,
+)
 
 ModelLike = str | Path | ir.Model
 """A model file, or a model in memory."""
+TargetLike = str | Mapping[str, object]
+"""``cpu``, ``cuda``, ``ssh:HOST``, ``arm-emulated``, or a mapping as in a recipe, see
+``effdl.runtime.target.parse_target``."""
 
 load = io.load
 save = io.save
@@ -56,6 +70,7 @@ def optimize(
     *,
     data: str | Path | Source | None = None,
     target: str | None = None,
+    python: str | None = None,
     overrides: Sequence[str] = (),
     options: RunOptions | None = None,
     progress: Progress | None = None,
@@ -68,9 +83,10 @@ def optimize(
         output: the file to write; may be left out only in a dry run.
         data: calibration samples, an ``.npz`` with one array per graph input, first axis the samples,
             or another source of ``effdl.data.dataset``; goes before the recipe's ``data.calibration``.
-        target: ``cpu``, ``cuda`` or ``arm``; goes before the recipe's.
+        target: ``cpu``, ``cuda``, ``arm``, ``ssh:HOST`` or ``arm-emulated``; goes before the recipe's.
+        python: starts a Python with onnxruntime there, for the last two.
         overrides: changes to the recipe such as ``passes.quantize_static.per_channel=false``.
-        options: see ``effdl.pipeline.RunOptions``.
+        options: see ``effdl.run_options.RunOptions``.
         progress: called with a stage and what is being done.
 
     Returns:
@@ -83,6 +99,8 @@ def optimize(
     if output is None and not options.dry_run:
         raise UsageError("no output: say where the result goes", hint="-o OUT.onnx, or --dry-run")
     changes = [*overrides, *([f"target={target}"] if target else [])]
+    if python is not None:
+        changes.append(f"target.python={json.dumps(python)}")
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if changes:
         chosen = apply_overrides(chosen, changes)
@@ -101,7 +119,7 @@ def optimize(
 def bench(
     *models: ModelLike,
     data: str | Path | Source | None = None,
-    target: str = "cpu",
+    target: TargetLike = "cpu",
     threads: int = 1,
     dims: Mapping[str, int] | None = None,
     seconds: float = 5.0,
@@ -110,6 +128,8 @@ def bench(
     control: bool = True,
     yardstick: bool = False,
     baseline: str | Path | None = None,
+    peaks: bool = False,
+    cuda_graph: bool = False,
     progress: Callable[[str, float], None] | None = None,
 ) -> BenchReport:
     """Measure models side by side on ONNX Runtime, the first being the base.
@@ -117,7 +137,7 @@ def bench(
     Args:
         models: one or more models with the same inputs.
         data: real inputs, as in ``optimize``; random ones otherwise.
-        target: ``cpu`` or ``cuda``.
+        target: where; ``arm-emulated`` is refused, its times mean nothing.
         threads: intra-op threads, 0 for ONNX Runtime's own choice.
         dims: values of dynamic dimensions, ``{"batch": 8}``.
         seconds: the most measuring time per model; it ends earlier when it is exact enough.
@@ -126,6 +146,9 @@ def bench(
         control: also run the base in a second process, which shows what is noise.
         yardstick: also time a fixed small model; a report with it can be a ``baseline``.
         baseline: an earlier report as a JSON file, to compare with.
+        peaks: also tell how near to the machine's measured peaks each model runs; measuring them takes
+            about three seconds once, then they are kept in the user's cache folder.
+        cuda_graph: record a GPU's work once and replay it; for one feed of fixed shapes.
         progress: called with a text and the share that is done.
 
     Raises:
@@ -144,6 +167,8 @@ def bench(
         control=control,
         yardstick=yardstick,
         baseline=baseline,
+        peaks=peaks,
+        cuda_graph=cuda_graph,
         progress=progress,
     )
     return report.cells[0]
@@ -154,7 +179,7 @@ def bench_scan(
     threads: Sequence[int] = (1,),
     scan: Mapping[str, Sequence[int]] | None = None,
     data: str | Path | Source | None = None,
-    target: str = "cpu",
+    target: TargetLike = "cpu",
     dims: Mapping[str, int] | None = None,
     seconds: float = 5.0,
     seed: int = 0,
@@ -162,6 +187,8 @@ def bench_scan(
     control: bool = True,
     yardstick: bool = False,
     baseline: str | Path | None = None,
+    peaks: bool = False,
+    cuda_graph: bool = False,
     progress: Callable[[str, float], None] | None = None,
 ) -> BenchScan:
     """Bench the models at every combination of threads and values of dynamic dimensions.
@@ -170,8 +197,8 @@ def bench_scan(
         models: as in ``bench``.
         threads: numbers of intra-op threads.
         scan: values by dimension, ``{"batch": [1, 8, 32]}``.
-        data, target, dims, seconds, seed, min_effect, control, yardstick, baseline, progress: as in
-            ``bench``, for every combination.
+        data, target, dims, seconds, seed, min_effect, control, yardstick, baseline, peaks, cuda_graph,
+            progress: as in ``bench``, for every combination.
     """
     if not models:
         raise UsageError("no model to measure")
@@ -185,6 +212,8 @@ def bench_scan(
         def measure(number: int, values: dict[str, int]) -> BenchReport:
             nonlocal done, host
             place = parse_target(target, number)
+            if place.device == "arm-emulated":
+                raise no_latency(place.name)
             host = host or stack.enter_context(open_host(place))
             sizes = {**(dims or {}), **values}
             report = _bench.bench(
@@ -200,6 +229,8 @@ def bench_scan(
                 control=control,
                 yardstick=yardstick or earlier is not None,
                 dims=sizes,
+                peaks=peaks,
+                cuda_graph=cuda_graph,
                 progress=progress and (lambda text, share: progress(text, (done + share) / count)),
             )
             done += 1
@@ -210,16 +241,52 @@ def bench_scan(
         return run_scan(measure, threads, scan or {})
 
 
+def profile(
+    *models: ModelLike,
+    data: str | Path | Source | None = None,
+    target: TargetLike = "cpu",
+    threads: int = 1,
+    dims: Mapping[str, int] | None = None,
+    seconds: float = 5.0,
+    seed: int = 0,
+    progress: Callable[[str, float], None] | None = None,
+) -> ProfileReport:
+    """Tell where the time of one model goes, or of two and where the difference comes from.
+
+    Args:
+        models: one or two models with the same inputs.
+        data, target, threads, dims, seconds, seed, progress: as in ``bench``.
+
+    Raises:
+        TargetError: the provider is not there, or its times mean nothing.
+        ModelError, DataError: a model or its data cannot be used.
+        UsageError: more than two models.
+    """
+    place = parse_target(target, threads)
+    if place.device == "arm-emulated":
+        raise no_latency(place.name)
+    if not models:
+        raise UsageError("no model to measure")
+    with as_files(models) as files:
+        feeds = _feeds(files[0], data, dims, seed, place, count=2)
+        return run_profile(
+            files, feeds, place, threads=threads, seconds=seconds, seed=seed, progress=progress
+        )
+
+
 def compare(
     reference: ModelLike,
     candidate: ModelLike,
     *,
     data: str | Path | Source | None = None,
-    target: str = "cpu",
+    target: TargetLike = "cpu",
     rtol: float | Mapping[str, float] | None = None,
     dims: Mapping[str, int] | None = None,
     seed: int = 0,
     samples: int = 8,
+    locate: bool = False,
+    top: int = 10,
+    progress: Progress | None = None,
 ) -> CompareReport:
     """Run two models on the same inputs and tell how far their outputs are apart.
 
@@ -227,16 +294,69 @@ def compare(
         reference: the model that is right.
         candidate: the model to judge.
         data: real inputs, as in ``optimize``; random ones otherwise, which are weak evidence.
-        target: where both run.
+        target: where both run; see ``compare_there`` for whether that place computes right.
         rtol: relative tolerance, for all outputs or by name; by dtype when None.
         dims: values of dynamic dimensions for random inputs.
         seed: of random inputs.
         samples: how many inputs.
+        locate: also find where inside the graphs they part; both run on this machine then.
+        top: how many of the steps that hurt the outputs most ``locate`` lists.
+        progress: called with a stage and what is being done.
     """
     place = parse_target(target)
+    if locate and place.remote:
+        raise UsageError(
+            f"--locate runs both models on this machine, not on '{place.name}'",
+            hint="leave --target away, or --locate",
+        )
     with as_files([reference, candidate]) as (first, second):
         feeds = _feeds(first, data, dims, seed, place, count=samples).first(samples)
-        return fidelity.compare(first, second, feeds, target=place, rtol=rtol)
+        if place.remote:
+            with open_host(place) as host:
+                return remote.compare_on(host, first, second, feeds, rtol=rtol)
+        report = fidelity.compare(first, second, feeds, target=place, rtol=rtol)
+        if not locate:
+            return report
+        one = None if isinstance(rtol, Mapping) else rtol
+        return with_location(report, first, second, feeds, place, one, top, progress)
+
+
+def compare_there(
+    *models: ModelLike,
+    target: TargetLike = "arm-emulated",
+    data: str | Path | Source | None = None,
+    rtol: float | Mapping[str, float] | None = None,
+    dims: Mapping[str, int] | None = None,
+    seed: int = 0,
+    samples: int = 2,
+    progress: Progress | None = None,
+) -> ThereReport:
+    """Tell whether a target computes what this machine's CPU computes.
+
+    Args:
+        models: one model, or two of which the second is also compared with the first there.
+        target: ``ssh:HOST``, or ``arm-emulated`` for every emulated Arm core.
+        data, dims, seed, samples: as in ``compare``.
+        rtol: relative tolerance; by number formats when None: 5 % of an output's size for quantized
+            models, whose sums two processors may round to neighbouring quanta.
+        progress: called with the place and what is done there.
+
+    Raises:
+        TargetError: the target cannot be reached, or it is this machine.
+        ModelError, DataError: a model or its data cannot be used here or there.
+    """
+    place = parse_target(target)
+    if not place.remote:
+        raise UsageError(
+            f"target '{place.name}' is this machine: there is nothing to compare it with",
+            hint="name a second model, or --target ssh:HOST or arm-emulated",
+        )
+    if not 1 <= len(models) <= 2:
+        raise UsageError("compare_there takes one model or two")
+    check_reachable(place)
+    with as_files(models) as files:
+        feeds = _feeds(files[0], data, dims, seed, place, count=samples).first(samples)
+        return remote.compare_there(place, files, feeds, rtol=rtol, progress=progress)
 
 
 def evaluate(
@@ -349,7 +469,8 @@ def _feeds(
     loaded = io.load(model)
     if data is not None:
         return load_dataset(data, loaded, batch=_batch(loaded, dims)).feeds
-    return random_feeds(loaded, dims=dims, seed=seed, count=count, target=target)
+    here = where_to_check(target)[0]  # what runs elsewhere is tried on this machine
+    return random_feeds(loaded, dims=dims, seed=seed, count=count, target=here)
 
 
 def _batch(model: ir.Model, dims: Mapping[str, int] | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,18 +17,28 @@ from effdl.graph import io
 from effdl.measure.accuracy import Scored, difference, score_model
 from effdl.measure.bench import bench
 from effdl.measure.blame import changes, culprits, explain
-from effdl.measure.locate import locate, worst
+from effdl.measure.locate import at_fault, locate, worst
 from effdl.measure.profile import profile
 from effdl.measure.size import zstd_size
 from effdl.passes.base import Pass
 from effdl.recipe import Recipe
 from effdl.recipe.budget import overstepped
-from effdl.report import BenchReport, GateReport, OpChange, PassReport, Profile, RunReport
+from effdl.report import (
+    BenchReport,
+    GateReport,
+    LocateReport,
+    OpChange,
+    PassReport,
+    Profile,
+    RunReport,
+)
 from effdl.runtime.host import Host
 from effdl.runtime.target import Target
 
 _PATIENCE = 2.5
 """A pass that is too noisy to judge is measured once more, this many times as long."""
+_MARGIN = 0.8
+"""Share of the limit that a repair aims at."""
 _NAMED = 3
 """Operators that a reason names."""
 
@@ -92,6 +103,29 @@ def weakest(passes: Sequence[PassReport], by: str) -> int | None:
     if lossy:
         return lossy[-1]
     return kept[-1] if kept and by == "slower" else None
+
+
+def _some(names: Sequence[str]) -> int:
+    """How many of the nodes at fault to leave alone when nothing more is known."""
+    return math.ceil(len(names) / 10)
+
+
+def _enough(report: LocateReport, error: float | None, limit: float) -> int:
+    """How many of the nodes at fault to leave alone, so that the others stay below the limit.
+
+    The errors that single steps cause at the outputs are taken to be independent: they add up as
+    squares. Their sum is scaled to the error that was measured.
+    """
+    effects = [j.effect or 0.0 for j in report.jumps]
+    total = math.hypot(*effects)
+    if not total or error is None:
+        return _some(at_fault(report))
+    rest = total
+    for k in range(len(effects)):
+        rest = math.hypot(*effects[k:])
+        if rest * error <= _MARGIN * limit * total:
+            return len(at_fault(replace(report, jumps=report.jumps[:k])))
+    return len(at_fault(report))
 
 
 def _drop(first: Scored, now: float) -> float:
@@ -238,11 +272,14 @@ class Gate:
     def _name_layers(self, found: GateReport, original: ir.Model, after: ir.Model) -> GateReport:
         """Add the layers at which the error arises."""
         self.tell("looking for the layers at fault")
-        report = locate(original, after, self.feeds().first(2), self.check_target, top=None)
-        names = [name for name, _, _ in worst(report, 10_000)]
+        report = locate(original, after, self.feeds().first(1), self.check_target, top=None)
         said = [f"{op} {name}" for name, op, _ in worst(report, _NAMED)]
-        reason = f"{found.reason}; most arises at {', '.join(said)}" if said else found.reason
-        return replace(found, reason=reason, culprits=tuple(names))
+        reason = f"{found.reason}; most comes from {', '.join(said)}" if said else found.reason
+        names = at_fault(report)
+        budget = self.recipe.budget
+        limit = budget.fidelity if budget is not None and found.by == "fidelity" else None
+        few = _enough(report, found.fidelity, limit) if limit is not None else _some(names)
+        return replace(found, reason=reason, culprits=tuple(names), spare=few)
 
     def _smaller(self, old: Path, new: Path) -> GateReport:
         before, after = io.files_size(old), io.files_size(new)
@@ -298,6 +335,7 @@ class Gate:
             reason=f"{said}: {why}" if why else said,
             changes=moved,
             culprits=tuple(dict.fromkeys(names)),
+            spare=_some(list(dict.fromkeys(names))),
         )
 
     def profile(self, old: Path, new: Path) -> tuple[Profile, Profile] | None:

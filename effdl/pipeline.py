@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from effdl.data.dataset import Dataset, load_dataset
 from effdl.data.feeds import Feeds
-from effdl.errors import CheckFailed, DataError, EffdlError, ModelError, UsageError, nearest
+from effdl.data.spec import Source
+from effdl.errors import CheckFailed, DataError, EffdlError, ModelError
 from effdl.gate import Gate, loses, weakest
 from effdl.graph import io
 from effdl.graph.clean import clean
@@ -21,6 +21,7 @@ from effdl.graph.scratch import scratch
 from effdl.graph.walk import all_nodes
 from effdl.graph.weights import weight_tensors
 from effdl.measure.outcome import race
+from effdl.measure.remote import verify_at
 from effdl.measure.stats import model_stats
 from effdl.measure.verify import Verdict
 from effdl.passes.base import NodePass, PassLog
@@ -31,58 +32,11 @@ from effdl.recipe.provenance import stamp
 from effdl.recipe.reproducer import write_reproducer
 from effdl.recipe.sparing import REPAIRS, spare, spared
 from effdl.report import CompareReport, GateReport, ModelStats, OpChange, PassReport, RunReport
-from effdl.runtime.host import open_host
+from effdl.run_options import PassBug, Progress, RunOptions
+from effdl.runtime.host import Host, no_latency, open_host
 from effdl.runtime.target import parse_target, where_to_check
 from effdl.runtime.versions import versions
 from effdl.workpiece import Applied, Workpiece
-
-Progress = Callable[[str, str], None]
-"""Called with a pass (or stage) name and what is being done with it."""
-GATES = ("off", "final", "each")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a recipe is run, apart from what is in it.
-
-    Args:
-        dry_run: tell what each pass would do; nothing is checked, measured or written.
-        keep_going: drop a pass that fails its check and go on, instead of stopping with nothing
-            written; write a result that misses its budget.
-        strict: a pass that finds nothing to do is an error.
-        stop_after: run only the first passes.
-        save_after_each: a folder that gets the model after every pass.
-        gate: ``each``: every pass that claims speed or size is measured and dropped where it does not
-            deliver, every lossy one is held to the budget; ``final``: only the result is; ``off``:
-            everything stays, the result is measured only.
-        gate_seconds: time for measuring each of the two models of a pass.
-        bench_seconds: time for measuring input against output at the end, 0 for no measuring at all.
-        threads: intra-op threads of the measurement.
-        dims: values of dynamic dimensions for random inputs.
-        seed: of every random choice.
-        external: weights beside the output; None: as the input has them, or where they must.
-    """
-
-    dry_run: bool = False
-    keep_going: bool = False
-    strict: bool = False
-    stop_after: int | None = None
-    save_after_each: Path | None = None
-    gate: str = "each"
-    gate_seconds: float = 1.0
-    bench_seconds: float = 3.0
-    threads: int = 1
-    dims: Mapping[str, int] = field(default_factory=dict)
-    seed: int = 0
-    external: bool | None = None
-
-
-class PassBug(Exception):
-    """A pass of ours failed on a model; ``reproducer`` is the folder that shows it."""
-
-    def __init__(self, name: str, reproducer: Path, cause: BaseException) -> None:
-        super().__init__(f"pass '{name}' failed: {type(cause).__name__}: {cause}")
-        self.reproducer = reproducer
 
 
 def optimize(
@@ -90,7 +44,7 @@ def optimize(
     recipe: Recipe,
     output: Path | None,
     *,
-    data: Path | None = None,
+    data: Path | Source | None = None,
     options: RunOptions | None = None,
     progress: Progress | None = None,
 ) -> RunReport:
@@ -113,11 +67,10 @@ def optimize(
         PassBug: a pass crashed; a reproducer was written.
     """
     options = options or RunOptions()
-    if options.gate not in GATES:
-        raise UsageError(f"unknown gate '{options.gate}'", hint=nearest(options.gate, GATES))
     with scratch() as workdir, ExitStack() as stack:
-        run = _Run(source, recipe, output, data, options, progress or _silent, workdir)
-        return run.dry() if options.dry_run else run.full(stack)
+        tell = progress or _silent
+        run = _Run(source, recipe, output, data, options, tell, workdir, stack)
+        return run.dry() if options.dry_run else run.full()
 
 
 def _silent(name: str, what: str) -> None:
@@ -132,10 +85,11 @@ class _Run:
         source: Path,
         recipe: Recipe,
         output: Path | None,
-        data: Path | None,
+        data: Path | Source | None,
         options: RunOptions,
         progress: Progress,
         workdir: Path,
+        stack: ExitStack,
     ) -> None:
         self.started = time.perf_counter()
         self.source = source
@@ -144,8 +98,14 @@ class _Run:
         self.progress = progress
         self.workdir = workdir
         self.warnings: list[str] = []
+        self.stack = stack
         self.target = parse_target(recipe.target)
         self.check_target, self.unmeasured = where_to_check(self.target)
+        self.host: Host | None = None
+        if self.target.device == "ssh":  # what its processor can do decides number formats
+            progress("target", f"reaching {self.target.name}")
+            self.host = stack.enter_context(open_host(self.target))
+            self.target = self.host.target
         self.steps = recipe.passes[: options.stop_after]
         self.goal = None if output is None else io.check_goal(output)
         self.label = str(output or "")
@@ -205,16 +165,12 @@ class _Run:
         reason = "needs calibration data (--data): these are its candidates"
         return self._report(step, Applied(log, 0, reason, None, 0.0, 0.0), "not_run", reason)
 
-    def full(self, stack: ExitStack) -> RunReport:
-        """Run, check, measure, save and verify.
-
-        Args:
-            stack: keeps what measuring needs open until the end.
-        """
+    def full(self) -> RunReport:
+        """Run, check, measure, save and verify."""
         assert self.goal is not None
         self.before = model_stats(self.work.original, self.source, self.options.dims)
         self._start_checks()
-        self.gate = self._open_gate(stack)
+        self.gate = self._open_gate()
         for number, step in enumerate(self.steps, 1):
             done = self._step(step)
             self.done.append(done)
@@ -243,17 +199,20 @@ class _Run:
             self.unverified = e.message
             self.warnings.append(f"outputs are not checked: {e.message}")
 
-    def _open_gate(self, stack: ExitStack) -> Gate:
+    def _open_gate(self) -> Gate:
         """Reach the target, if its speed can be measured."""
+        if self.host is not None and self.host.emulated:
+            self.unmeasured = no_latency(self.target.name, self.host.machine.emulator).message
         if self.work.verifier is None:
             self.unmeasured = self.unmeasured or "the model does not run here"
         elif self.options.bench_seconds <= 0:
             self.unmeasured = self.unmeasured or "switched off"
-        host = None if self.unmeasured else stack.enter_context(open_host(self.target))
+        if self.host is None and not self.unmeasured:
+            self.host = self.stack.enter_context(open_host(self.target))
         return Gate(
             recipe=self.recipe,
             source=self.source,
-            host=host,
+            host=None if self.unmeasured else self.host,
             target=self.target,
             check_target=self.check_target,
             feeds=self._feeds,
@@ -279,16 +238,20 @@ class _Run:
         gate = report.gate
         if gate is None or gate.kept or not isinstance(step.pass_, NodePass):
             return step, report
-        for share in REPAIRS:
-            milder = spare(step, gate.culprits, share, self.work.model)
+        tried = ""
+        for factor in REPAIRS:
+            milder = spare(step, gate.culprits, factor * gate.spare, self.work.model)
             if milder is None:
                 break
-            self.progress(step.name, f"again without {share:.0%} of the nodes at fault")
+            left = spared(step, milder)
+            self.progress(step.name, f"again, {left} left alone")
             again = self._attempt(milder, judged=True)
             if again.gate is not None and again.gate.kept:
-                reason = f"{spared(step, milder)} left alone; with them: {gate.reason}"
-                return milder, replace(again, reason=reason)
-        return step, report
+                return milder, replace(again, reason=f"{left} left alone; with them: {gate.reason}")
+            tried = f"; with {left} left alone: {again.reason}"
+            if again.gate is None or factor * gate.spare >= len(gate.culprits):
+                break
+        return step, replace(report, reason=report.reason + tried)
 
     def _attempt(self, step: Step, *, judged: bool) -> PassReport:
         """Run one pass; on failure the model is the one before it again."""
@@ -402,6 +365,10 @@ class _Run:
         verified = self._verify_file(stage.path)
         stats = model_stats(io.load(stage.path), stage.path, self.options.dims)
         report = self._run_report(replace(stats, path=self.label), verified, self.unverified)
+        if self.target.remote and self.work.verifier is not None:
+            self.progress("verify", f"on {self.target.name}")
+            feeds = self._feeds().first(2)
+            report = replace(report, there=verify_at(self.target, self.host, stage.path, feeds))
         return self._measure(report, stage.path)
 
     def _verify_file(self, path: Path) -> CompareReport | None:
@@ -463,7 +430,7 @@ class _Run:
     ) -> RunReport:
         return RunReport(
             recipe=to_dict(self.recipe),
-            target=self.target.device,
+            target=self.target.name,
             versions=versions(),
             before=self.before,
             after=after,
@@ -478,4 +445,5 @@ class _Run:
             seconds=time.perf_counter() - self.started,
             warnings=tuple(self.warnings),
             gate=self.options.gate,
+            seed=self.options.seed,
         )

@@ -34,6 +34,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from sections import keeping
 
 from effdl import api
 from effdl.data.metrics import METRICS
@@ -266,7 +267,9 @@ def main() -> None:
     text = markdown(results)
     print(text)
     if args.write:
-        (ROOT / "docs" / "results.md").write_text(text, encoding="utf-8")
+        page = ROOT / "docs" / "results.md"
+        kept = keeping(text, page.read_text(encoding="utf-8"), "cuda") if page.exists() else text
+        page.write_text(kept, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -91,13 +91,14 @@ AT_FAULT = (
 """Why an int8 pass lost: the conversions cost more than the convolutions saved."""
 
 GAINS = (
-    OpChange("Conv", 66, 66, 14.2, 6.1),
+    OpChange("Conv", 66, 66, 14.2, 6.1, ("QLinearConv",)),
     OpChange("Sigmoid, Mul", 58, 58, 2.9, 2.7),
     OpChange("QuantizeLinear, DequantizeLinear", 0, 18, 0.0, 0.61),
     OpChange("Concat", 12, 12, 0.42, 0.43),
     OpChange("MaxPool", 6, 6, 0.61, 0.6),
     OpChange("Resize", 2, 2, 0.2, 0.2),
     OpChange("Transpose", 3, 0, 0.31, 0.0),
+    OpChange("overhead between operators", 0, 0, 0.26, 0.25),
 )
 
 PASSES = (
@@ -139,7 +140,7 @@ PASSES = (
         weight_bytes=2_610_000,
         seconds=2.4,
         notes={"channels_removed": 412, "macs_saved": 171_000_000},
-        options={"macs": 0.7},
+        options={"macs": 0.7, "ignore": [f"/head/conv{k}" for k in range(30)]},
         gate=gate(1.42, 1.38, 1.46, 18.9, file_bytes=2_630_000, fidelity=1.9e-2, score=0.4102),
     ),
     step(
@@ -264,7 +265,12 @@ def rich_run(**more: Any) -> RunReport:
                 "fold_batchnorm",
                 "fuse_gelu",
                 "quantize_static",
-                {"prune_channels": {"macs": 0.7}},
+                {
+                    "prune_channels": {
+                        "macs": 0.7,
+                        "ignore": [f"/head/conv{k}" for k in range(30)],
+                    }
+                },
                 {"low_rank": {"energy": 0.8}},
                 "cluster_weights",
                 "quantize_dynamic",
@@ -288,7 +294,14 @@ def rich_run(**more: Any) -> RunReport:
         unverified="",
         bench=bench(),
         unmeasured="",
-        accuracy={"metric": "map", "before": 0.4129, "after": 0.4099, "samples": 500},
+        accuracy={
+            "metric": "map",
+            "before": 0.4129,
+            "after": 0.4099,
+            "samples": 500,
+            "ci": [-0.0064, 0.0004],
+            "verdict": "same",
+        },
         output="out/yolox_nano.fast.onnx",
         dry_run=False,
         seconds=84.2,
@@ -303,20 +316,25 @@ def rich_run(**more: Any) -> RunReport:
 def lost_run() -> RunReport:
     """A run of which nothing was kept: the output is the input."""
     tried = tuple(
-        replace(p, status="dropped", gate=p.gate and replace(p.gate, kept=False))
+        replace(
+            p,
+            status="dropped",
+            gate=replace(p.gate, kept=False, reason=p.gate.reason or "map fell by 0.0200"),
+        )
         for p in PASSES
         if p.gate is not None
     )
     return rich_run(
-        passes=(PASSES[2], *tried),
+        passes=(PASSES[0], PASSES[2], *tried),
         after=stats("out/yolox_nano.fast.onnx"),
         won=False,
         bench=None,
         unmeasured="the output is the input",
-        verified=verified(output_error(rel=0.0, equal=True)),
+        verified=None,
+        unverified="the output is the input",
         accuracy=None,
         changes=(),
-        warnings=(),
+        warnings=("nothing helped: the best that was found is no faster",),
     )
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -11,10 +10,11 @@ import pytest
 from effdl.data.feeds import Feeds
 from effdl.errors import DataError, ModelError, TargetError, UsageError
 from effdl.graph import io
-from effdl.measure import bench as bench_module
-from effdl.measure import verdict
-from effdl.measure.bench import Timing, bench, interleave, machine_warnings, timing_warnings
-from effdl.report import Latency, to_json
+from effdl.measure.bench import bench
+from effdl.measure.yardstick import write_yardstick
+from effdl.report import from_json, to_json
+from effdl.report.bench import BenchReport
+from effdl.runtime.client import WorkerProcess
 from effdl.runtime.target import parse_target
 from tests.support import SAMPLES, from_text
 
@@ -42,230 +42,6 @@ def elementwise(path: Path, dtype: str = "float", shape: str = "4", name: str = 
 
 def feeds_of(**arrays: np.ndarray) -> Feeds:
     return Feeds((arrays,), "random", False)
-
-
-class FakeClock:
-    """Time that passes only while a fake worker computes."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class FakeWorker:
-    """Inferences of a given time with noise; ``warm`` inferences are slower at first."""
-
-    def __init__(
-        self, clock: FakeClock, ms: float, seed: int, *, noise: float = 0.03, warm: int = 0
-    ) -> None:
-        self.clock, self.ms, self.noise, self.warm = clock, ms, noise, warm
-        self.rng = np.random.default_rng(seed)
-        self.runs = 0
-        self.calls: list[tuple[float, int, int]] = []
-        self.cpus: list[int | None] = []
-
-    def block(
-        self, *, runs: int = 0, min_ms: float = 0.0, start: int = 0, cpu: int | None = None
-    ) -> tuple[list[int], int | None]:
-        self.cpus.append(cpu)
-        self.calls.append((self.clock.now, runs, start))
-        count = runs or max(1, int(min_ms / self.ms))
-        times = self.ms * self.rng.lognormal(0.0, self.noise, count)
-        for i in range(count):
-            if self.runs + i < self.warm:
-                times[i] *= 3
-        # One inference in fifty meets an interrupt.
-        times[self.rng.random(count) < 0.02] *= 5
-        self.runs += count
-        self.clock.now += float(times.sum()) / 1e3
-        return [int(t * 1e6) for t in times], len(self.calls) % 3
-
-
-def fake_timing(ratio: float, seed: int, *, ms: float = 2.0, drift: float = 0.0) -> Timing:
-    clock = FakeClock()
-    workers = [FakeWorker(clock, ms, seed), FakeWorker(clock, ms * ratio, seed + 1000)]
-    timing = interleave(workers, seconds=2.0, min_runs=5, seed=seed, clock=clock)
-    if drift:  # the whole machine gets slower while both are measured
-        for blocks in timing.blocks:
-            for k, block in enumerate(blocks):
-                block[:] = [int(t * (1 + drift * k / len(blocks))) for t in block]
-    return timing
-
-
-def word(timing: Timing, seed: int = 0) -> str:
-    a, b = ([verdict.block_time(x) for x in blocks] for blocks in timing.blocks)
-    floor = max(verdict.own_noise(a, seed), verdict.own_noise(b, seed))
-    return verdict.judge(verdict.paired_ratio(a, b, seed), floor)
-
-
-def test_same_model_is_called_same_and_planted_slow_down_is_found() -> None:
-    same = [word(fake_timing(1.0, seed), seed) for seed in range(40)]
-    slower = [word(fake_timing(1.05, seed), seed) for seed in range(40)]
-    faster = [word(fake_timing(1 / 1.05, seed), seed) for seed in range(40)]
-    assert same.count("same") >= 38
-    assert slower.count("slower") >= 38
-    assert faster.count("faster") >= 38
-
-
-def test_a_drift_of_the_whole_machine_is_no_difference() -> None:
-    words = [word(fake_timing(1.0, seed, drift=0.5), seed) for seed in range(20)]
-    assert words.count("same") >= 19
-    assert word(fake_timing(1.3, 1, drift=0.5)) == "slower"
-
-
-def test_the_interval_covers_the_true_ratio() -> None:
-    covered = 0
-    for seed in range(60):
-        timing = fake_timing(1.25, seed)
-        a, b = ([verdict.block_time(x) for x in blocks] for blocks in timing.blocks)
-        ratio = verdict.paired_ratio(a, b, seed)
-        assert ratio.low <= ratio.value <= ratio.high
-        covered += ratio.low <= 1 / 1.25 <= ratio.high
-    assert covered >= 53  # of 60; 57 expected
-
-
-def test_paired_ratio_of_known_blocks() -> None:
-    ratio = verdict.paired_ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0], seed=0)
-    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2.0, 2.0, 2.0))
-
-
-def test_own_noise_ignores_the_place_in_a_round_and_grows_with_noise() -> None:
-    place = [1.0 if k % 4 in (0, 3) else 1.0001 for k in range(40)]
-    assert verdict.own_noise(place, 0) < 0.001
-    rng = np.random.default_rng(0)
-    quiet = verdict.own_noise(list(rng.lognormal(0, 0.01, 40)), 0)
-    loud = verdict.own_noise(list(rng.lognormal(0, 0.20, 40)), 0)
-    assert 0 < quiet < 0.02 < loud
-    assert verdict.own_noise([1.0, 2.0, 3.0], 0) == 0.0
-
-
-def test_of_few_rounds_the_interval_is_their_range() -> None:
-    ratio = verdict.paired_ratio([1.0, 1.1, 1.2, 1.3], [1.0, 1.0, 1.0, 1.0], 0)
-    assert (ratio.low, ratio.high) == pytest.approx((1.0, 1.3))
-
-
-@pytest.mark.parametrize(
-    ("ratio", "floor", "expected"),
-    [
-        ((1.42, 1.38, 1.46), 0.01, "faster"),
-        ((0.80, 0.78, 0.82), 0.01, "slower"),
-        ((1.005, 1.001, 1.009), 0.0, "same"),  # certain, but below one per cent
-        ((1.04, 1.02, 1.06), 0.05, "same"),  # below what the model differs from itself
-        ((1.05, 0.99, 1.09), 0.01, "same"),
-        ((1.05, 0.90, 1.30), 0.01, "noisy"),
-        ((1.02, 1.01, 1.03), 0.30, "noisy"),
-        ((1.00, 1.00, 1.00), 0.0, "same"),
-    ],
-)
-def test_judge(ratio: tuple[float, float, float], floor: float, expected: str) -> None:
-    assert verdict.judge(verdict.Ratio(*ratio), floor) == expected
-
-
-def test_sentences() -> None:
-    ratio = verdict.Ratio(1.42, 1.38, 1.46)
-    assert verdict.sentence("faster", ratio) == "faster 1.42x [1.38, 1.46]"
-    assert verdict.sentence("same", ratio) == "same speed (within noise) 1.42x [1.38, 1.46]"
-    assert verdict.sentence("noisy", ratio) == "too noisy to say 1.42x [1.38, 1.46]"
-
-
-def test_latency_figures() -> None:
-    latency = verdict.latency([int(k * 1e6) for k in range(1, 101)])
-    assert latency.median == pytest.approx(50.5)
-    assert latency.p90 == pytest.approx(90.1)
-    assert latency.p99 == pytest.approx(99.01)
-    assert (latency.minimum, latency.mean, latency.runs) == (1.0, 50.5, 100)
-    assert latency.spread == pytest.approx(49.5 / 2 / 50.5)
-
-
-def test_block_time_ignores_a_fifth_on_each_side() -> None:
-    assert verdict.block_time([1, 10, 10, 10, 1000]) == 10
-    assert verdict.block_time([4]) == 4
-
-
-def test_blocks_alternate_and_only_one_worker_computes() -> None:
-    clock = FakeClock()
-    workers = [FakeWorker(clock, 2.0, 1), FakeWorker(clock, 3.0, 2)]
-    timing = interleave(workers, seconds=1.0, min_runs=5, seed=0, clock=clock)
-    rounds = len(timing.blocks[0])
-    assert rounds == len(timing.blocks[1])
-    assert rounds % 2 == 0
-    timed = sorted(
-        (t, k) for k, w in enumerate(workers) for t, runs, _ in w.calls if runs
-    )  # after warm-up
-    order = [k for _, k in timed]
-    assert order in ([0, 1, 1, 0] * (rounds // 2), [1, 0, 0, 1] * (rounds // 2))
-    assert len({t for t, _ in timed}) == len(timed)
-
-
-def test_a_round_stays_on_the_processor_it_began_on() -> None:
-    clock = FakeClock()
-    workers = [FakeWorker(clock, 2.0, 1), FakeWorker(clock, 3.0, 2)]
-    timing = interleave(workers, seconds=1.0, min_runs=5, seed=0, same_cpu=True, clock=clock)
-    rounds = len(timing.blocks[0])
-    given = [w.cpus[-rounds:] for w in workers]
-    assert all((a is None) != (b is None) for a, b in zip(*given, strict=True))
-    assert given[0].count(None) == given[1].count(None) == rounds // 2
-
-
-def test_every_place_comes_equally_often_with_three_models() -> None:
-    orders = bench_module._orders(3, np.random.default_rng(0))
-    taken = [next(orders) for _ in range(200)]
-    assert all(sorted(o) == [0, 1, 2] for o in taken)
-    assert all(b == a[::-1] for a, b in zip(taken[::2], taken[1::2], strict=True))
-    assert len({tuple(o) for o in taken}) == 6
-
-
-def test_warm_up_is_dropped_and_reported_when_it_does_not_end() -> None:
-    clock = FakeClock()
-    workers = [FakeWorker(clock, 2.0, 1, warm=30, noise=0.001), FakeWorker(clock, 2.0, 2)]
-    timing = interleave(workers, seconds=2.0, min_runs=5, seed=0, clock=clock)
-    times = [t / 1e6 for block in timing.blocks[0] for t in block]
-    assert np.percentile(times, 95) < 2.2
-    assert timing.unsettled == []
-
-    class Heating(FakeWorker):
-        def block(self, **options: Any) -> tuple[list[int], int | None]:
-            self.ms *= 1.3
-            return super().block(**options)
-
-    clock = FakeClock()
-    heating = Heating(clock, 0.1, 1)
-    assert interleave([heating], seconds=0.3, min_runs=1, seed=0, clock=clock).unsettled == [0]
-
-
-def test_a_slow_model_gets_its_runs_and_no_more() -> None:
-    clock = FakeClock()
-    workers = [FakeWorker(clock, 1000.0, 1), FakeWorker(clock, 1500.0, 2)]
-    timing = interleave(workers, seconds=1.0, min_runs=5, seed=0, clock=clock)
-    assert [sum(map(len, blocks)) for blocks in timing.blocks] == [6, 6]
-
-
-def test_feeds_of_different_shapes_are_run_by_all_alike() -> None:
-    clock = FakeClock()
-    workers = [FakeWorker(clock, 0.5, 1), FakeWorker(clock, 5.0, 2)]
-    interleave(workers, seconds=1.0, min_runs=5, seed=0, same_work=False, clock=clock)
-    done = [[(runs, start) for _, runs, start in w.calls if runs] for w in workers]
-    assert done[0] == done[1]
-
-
-def test_warnings_say_what_to_do() -> None:
-    steady = Latency(1.0, 1.1, 1.2, 0.9, 1.0, 0.02, 1000)
-    shaky = Latency(1.0, 1.9, 3.0, 0.5, 1.2, 0.31, 8)
-    said = timing_warnings({"a.onnx": steady, "b.onnx": shaky}, [1], min_runs=5)
-    assert all(s.startswith("b.onnx") and "seconds" in s for s in said)
-    assert [("±31%" in s, "8 runs" in s, "warm-up" in s) for s in said] == [
-        (True, False, False),
-        (False, True, False),
-        (False, False, True),
-    ]
-    assert timing_warnings({"a.onnx": steady}, [], min_runs=5) == []
-    assert machine_warnings(1, 4, 0.3) == []
-    assert machine_warnings(1, 4, None) == []
-    assert "share 4 cores" in machine_warnings(8, 4, 0.0)[0]
-    assert "close them" in machine_warnings(1, 2, 1.8)[0]
-    assert "fewer than 4 threads" in machine_warnings(0, 4, 2.0)[0]
 
 
 def test_bench_of_a_model_with_itself() -> None:
@@ -297,7 +73,117 @@ def test_bench_of_a_model_with_itself() -> None:
         assert 1.7e6 < result.peak_bytes < 300e6
     assert {s for s, _ in stages} == {"load", "warm-up", "measure"}
     assert all(0 <= f <= 1 for _, f in stages)
-    assert json.loads(json.dumps(to_json(report)))["models"][1]["verdict"] == second.verdict
+    assert report.control is not None
+    assert report.control[1] <= report.control[0] <= report.control[2]
+    assert report.min_effect == 0.02 <= second.noise_floor
+    assert report.target == "cpu"
+    assert report.yardstick is None
+    plain = json.loads(json.dumps(to_json(report)))
+    assert plain["models"][1]["verdict"] == second.verdict
+    assert from_json(BenchReport, plain) == report
+
+
+def test_what_a_model_is_and_does_is_told() -> None:
+    result = bench([MLP], mlp_feeds(), CPU, seconds=0.1, dims={"batch": 1}).models[0]
+    assert result.params > 400_000
+    assert result.macs is not None
+    assert abs(result.macs - result.params) < 0.01 * result.params  # one sample of an MLP
+    assert result.batch == 1
+    assert result.throughput == pytest.approx(1e3 / result.latency.median)
+
+
+def test_throughput_counts_samples() -> None:
+    batch = Feeds(({"image": np.zeros((8, 64), np.float32)},), "random", False)
+    result = bench([MLP], batch, CPU, seconds=0.1).models[0]
+    assert result.batch == 8
+    assert result.throughput == pytest.approx(8e3 / result.latency.median)
+
+
+def test_generations_are_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pids: list[int] = []
+    original = WorkerProcess.ask
+
+    def ask(self: WorkerProcess, command: str, **options: object) -> dict[str, object]:
+        if command == "load":
+            pids.append(self.pid)
+        return original(self, command, **options)
+
+    monkeypatch.setattr(WorkerProcess, "ask", ask)
+    report = bench([MLP, MLP], mlp_feeds(), CPU, seconds=0.2, generations=3)
+    assert report.generations == 3
+    assert len(pids) == len(set(pids)) == 9  # base, candidate and control, three times
+    pids.clear()
+    report = bench([MLP, MLP], mlp_feeds(), CPU, seconds=0.2, generations=2, control=False)
+    assert len(set(pids)) == 4
+    assert report.control is None
+    assert report.models[1].noise_floor >= 0.02
+
+
+def test_a_control_that_does_not_fit_into_memory_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = WorkerProcess.ask
+
+    def ask(self: WorkerProcess, command: str, **options: object) -> dict[str, object]:
+        answer = original(self, command, **options)
+        return {**answer, "memory": 1 << 20} if command == "room" else answer
+
+    monkeypatch.setattr(WorkerProcess, "ask", ask)
+    report = bench([MLP, MLP], mlp_feeds(), CPU, seconds=0.2, generations=2)
+    assert report.control is None
+    assert any("no control was run" in w and "memory" in w for w in report.warnings)
+    assert report.models[1].verdict in ("faster", "slower", "same", "noisy")
+
+
+def test_a_yardstick_runs_beside() -> None:
+    report = bench([MLP], mlp_feeds(), CPU, seconds=0.2, yardstick=True)
+    assert report.yardstick is not None
+    assert report.yardstick.ms > 0
+    low, high = report.yardstick.ci
+    assert low <= report.yardstick.ratio <= high
+    assert report.yardstick.ratio == pytest.approx(
+        report.models[0].latency.median / report.yardstick.ms, rel=0.5
+    )
+    assert len(report.models) == 1
+
+
+def test_the_yardstick_is_the_same_every_time(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, x = write_yardstick(tmp_path / "a")
+    second, y = write_yardstick(tmp_path / "b")
+    assert first.read_bytes() == second.read_bytes()
+    np.testing.assert_array_equal(x["x"], y["x"])
+    result = onnxruntime_run(first, x)
+    assert result.shape == (256, 256)
+    assert 0.1 < float(np.abs(result).mean()) < 10  # no overflow, no denormals
+
+
+def onnxruntime_run(path: Path, feed: dict[str, np.ndarray]) -> np.ndarray:
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, feed)[0])
+
+
+@pytest.mark.slow
+def test_a_model_with_twice_the_work_is_slower(tmp_path: Path) -> None:
+    def model(layers: int) -> Path:
+        body = "".join(f"h{k + 1} = MatMul(h{k}, w) " for k in range(layers))
+        text = f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[1,400] h0) => (float[1,400] h{layers}) <float[400,400] w> {{ {body} }}"""
+        loaded = onnx.parser.parse_model(text)
+        weight = np.eye(400, dtype=np.float32)
+        loaded.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+        path = tmp_path / f"{layers}.onnx"
+        onnx.save(loaded, path)
+        return path
+
+    feeds = feeds_of(h0=np.ones((1, 400), np.float32))
+    report = bench([model(8), model(16), model(4)], feeds, CPU, seconds=1.0)
+    assert [m.verdict for m in report.models] == ["reference", "slower", "faster"]
+    assert report.verdict[0].startswith("slower 0.")
+    assert report.verdict[1].startswith("faster ")
 
 
 def test_one_model_needs_no_verdict() -> None:
@@ -388,6 +274,8 @@ def test_bad_options_are_refused() -> None:
         {"min_runs": 0},
         {"seconds": float("nan")},
         {"seconds": float("inf")},
+        {"min_effect": 0.0},
+        {"generations": 0},
     ):
         with pytest.raises(UsageError):
             bench([MLP], mlp_feeds(), CPU, **options)

@@ -16,8 +16,9 @@ from hypothesis.extra import numpy as hnp
 from effdl.data.feeds import Feeds
 from effdl.errors import DataError, ModelError, UsageError
 from effdl.graph import io
-from effdl.measure import fidelity
-from effdl.measure.fidelity import Comparison, compare, compare_outputs, same
+from effdl.measure import fidelity, fidelity_sums
+from effdl.measure.fidelity import compare, same
+from effdl.measure.fidelity_outputs import Comparison, compare_outputs
 from effdl.report import OutputError
 from tests.support import SAMPLES, from_text
 
@@ -88,7 +89,7 @@ def test_large_arrays_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     b = a.copy()
     b[9, 9] += 1
     whole = one(a, b)
-    monkeypatch.setattr(fidelity, "_CHUNK", 7)
+    monkeypatch.setattr(fidelity_sums, "CHUNK", 7)
     parts = one(a, b)
     assert not parts.equal
     assert parts.rel_l2 == pytest.approx(whole.rel_l2)
@@ -187,6 +188,79 @@ def test_top1_only_where_it_says_something() -> None:
     assert one(a, b).top1 == 0.5
     half = ml_dtypes.bfloat16
     assert one(a.astype(half), b.astype(half)).top1 == 0.5
+
+
+def softmax(a: np.ndarray, axis: int = -1) -> np.ndarray:
+    e = np.exp(a - a.max(axis, keepdims=True))
+    return np.asarray(e / e.sum(axis, keepdims=True))
+
+
+def divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """KL(p || q) row by row and class by class."""
+    rows = []
+    for a, b in zip(p, q, strict=True):
+        rows.append(
+            sum(float(x) * math.log(float(x) / float(y)) for x, y in zip(a, b, strict=True))
+        )
+    return float(np.mean(rows))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5), st.integers(2, 7), st.floats(0.1, 8), st.integers(0, 2**31))
+def test_kl_is_that_of_the_definition(rows: int, classes: int, spread: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a = rng.normal(0, spread, (rows, classes))
+    b = a + rng.normal(0, 0.3, a.shape)
+    want = divergence(softmax(a), softmax(b))
+    assert one(a, b).kl == pytest.approx(want, rel=1e-9, abs=1e-15)
+    assert one(softmax(a), softmax(b)).kl == pytest.approx(want, rel=1e-9, abs=1e-15)
+    logs = np.log(softmax(a)), np.log(softmax(b))
+    assert one(*logs).kl == pytest.approx(want, rel=1e-9, abs=1e-12)
+
+
+def test_kl_of_softmax_outputs_and_of_half_precision() -> None:
+    rng = np.random.default_rng(0)
+    p, q = (softmax(rng.standard_normal((9, 5))) for _ in range(2))
+    want = divergence(p, q)
+    assert one(p.astype(F), q.astype(F)).kl == pytest.approx(want, rel=1e-5)
+    half = one(p.astype(F), q.astype(np.float16), casts=True)
+    assert half.kl == pytest.approx(want, rel=1e-2)
+    assert one(p, p.copy()).kl == 0.0
+    # A quantized softmax need not sum to one.
+    assert one(p, q * 1.003).kl == pytest.approx(want)
+
+
+def test_kl_on_impossible_classes_is_large_but_finite() -> None:
+    sure, other = arr(1, 0).reshape(1, 2), arr(0, 1).reshape(1, 2)
+    assert one(sure, other).kl == pytest.approx(-math.log(np.finfo(F).tiny), rel=1e-6)
+    masked = arr(0, -np.inf).reshape(1, 2)
+    assert one(np.vstack([masked, sure]), np.vstack([masked, sure])).kl == 0.0
+
+
+def test_kl_and_top1_take_the_channels_of_an_image() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.standard_normal((2, 2, 3, 4, 5))  # [N, C, H, W]
+    error = one(a, b)
+    assert error.top1 == pytest.approx(np.mean(a.argmax(1) == b.argmax(1)))
+    flat_a, flat_b = (softmax(v, 1).transpose(0, 2, 3, 1).reshape(-1, 3) for v in (a, b))
+    assert error.kl == pytest.approx(divergence(flat_a, flat_b))
+    last = one(a.transpose(0, 2, 3, 1), b.transpose(0, 2, 3, 1))  # [N, H, W, C]
+    assert (last.top1, last.kl) == (pytest.approx(error.top1), pytest.approx(error.kl))
+    assert one(a[:, :1], b[:, :1]).kl is None  # one channel: a mask, no classes
+
+
+def test_kl_only_where_it_says_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert one(np.ones(5, F), np.ones(5, F)).kl is None
+    assert one(np.ones((5, 1), F), np.ones((5, 1), F)).kl is None
+    assert one(np.ones((5, 2), np.int64), np.ones((5, 2), np.int64)).kl is None
+    rng = np.random.default_rng(1)
+    a, b = rng.standard_normal((2, 11, 4))
+    whole = one(a, b)
+    runs = compare_outputs([{"y": r[None]} for r in a], [{"y": r[None]} for r in b])[0]
+    assert runs.kl == pytest.approx(whole.kl)
+    monkeypatch.setattr(fidelity_sums, "CHUNK", 7)
+    parts = one(a, b)
+    assert (parts.kl, parts.top1) == (pytest.approx(whole.kl), pytest.approx(whole.top1))
 
 
 def test_sequences_and_maps_are_compared_by_element() -> None:

@@ -19,11 +19,12 @@ from effdl.graph.weights import Names, replace_weight
 from effdl.measure import outcome
 from effdl.measure.verdict import Ratio, judge, sentence
 from effdl.passes.base import Context, NodePass
-from effdl.pipeline import RunOptions, optimize
+from effdl.pipeline import optimize
 from effdl.recipe import Recipe, Step
 from effdl.recipe import load as load_recipe
 from effdl.recipe.model import Budget, Evaluation
 from effdl.report import BenchReport, BenchResult, Latency, OpChange, RunReport
+from effdl.run_options import RunOptions
 from tests.support import SAMPLES, op_counts
 
 CNN = SAMPLES / "digits_cnn.onnx"

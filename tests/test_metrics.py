@@ -7,12 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effdl.data.metrics import LOWER_IS_BETTER, METRICS, agreement, mse, spearman, top1, top5
-from effdl.errors import DataError
+from effdl.data.metrics import (
+    LOWER_IS_BETTER,
+    METRICS,
+    agreement,
+    classes,
+    f1,
+    metric_of,
+    mse,
+    psnr,
+    spearman,
+    top1,
+    top5,
+)
+from effdl.errors import DataError, UsageError
 
 
 def test_registry() -> None:
-    assert set(METRICS) == {"top1", "top5", "mse", "spearman", "agreement"}
+    assert set(METRICS) == {"top1", "top5", "f1", "mse", "psnr", "spearman", "agreement"}
     assert set(METRICS) >= LOWER_IS_BETTER == {"mse"}
 
 
@@ -98,3 +110,73 @@ def test_agreement() -> None:
         agreement(a, b[:2])
     with pytest.raises(DataError):
         agreement(a[0], b[0])
+
+
+def brute_f1(predicted: list[int], truth: list[int]) -> float:
+    scores = []
+    for c in sorted({*predicted, *truth}):
+        tp = sum(p == c == t for p, t in zip(predicted, truth, strict=True))
+        precision = tp / max(predicted.count(c), 1)
+        recall = tp / max(truth.count(c), 1)
+        scores.append(2 * precision * recall / (precision + recall) if tp else 0.0)
+    return sum(scores) / len(scores)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=20))
+def test_f1_is_the_mean_over_the_classes_that_occur(pairs: list[tuple[int, int]]) -> None:
+    predicted, truth = ([p[k] for p in pairs] for k in (0, 1))
+    scores = np.eye(5)[predicted]
+    assert f1(scores, np.array(truth)) == pytest.approx(brute_f1(predicted, truth))
+
+
+def test_f1_of_one_number_per_sample() -> None:
+    labels = np.array([0, 1, 1, 0])
+    probability = np.array([[0.2], [0.9], [0.4], [0.1]])
+    logit = np.array([-3.0, 2.0, -0.1, -1.0])
+    want = brute_f1([0, 1, 0, 0], [0, 1, 1, 0])
+    assert f1(probability, labels) == pytest.approx(want)
+    assert f1(logit, labels) == pytest.approx(want)
+    assert f1(np.array([np.nan, 1.0, -1.0, -1.0]), labels) < 1
+    with pytest.raises(DataError, match="go from 0 to 2"):
+        f1(logit, np.array([0, 1, 2, 0]))
+    with pytest.raises(DataError, match="class numbers"):
+        f1(logit, labels.astype(float))
+
+
+def test_psnr() -> None:
+    truth = np.zeros((2, 1, 4, 4), np.uint8)
+    noisy = truth.astype(np.float32)
+    noisy[0] += 25.5  # a tenth of the peak: 20 dB
+    assert psnr(noisy, truth) == pytest.approx((20 + 100) / 2)
+    assert psnr(np.full((1, 4), 0.1), np.zeros((1, 4))) == pytest.approx(20)
+    assert psnr(np.full((1, 4), -0.8), np.full((1, 4), -1.0)) == pytest.approx(20)
+
+
+def test_agreement_of_pixels_and_of_classes() -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=(2, 3, 4, 5))
+    assert classes(scores).shape == (2, 4, 5)
+    assert agreement(scores, scores.argmax(1)) == 1.0
+    assert agreement(scores.transpose(0, 2, 3, 1), scores.transpose(0, 2, 3, 1)) == 1.0
+    with pytest.raises(DataError, match="two classes or more"):
+        classes(np.zeros((2, 1)))
+
+
+def test_parts_make_the_whole() -> None:
+    rng = np.random.default_rng(2)
+    scores, labels = rng.normal(size=(30, 6)), rng.integers(0, 6, 30)
+    for name in ("top1", "top5", "f1"):
+        metric = metric_of(name, labels)
+        parts = [slice(k, k + 7) for k in range(0, 30, 7)]
+        if metric.samples is not None:
+            value = np.concatenate([metric.samples(scores[p], labels[p]) for p in parts]).mean()
+        else:
+            assert metric.whole is not None
+            kept = metric.final(np.concatenate([metric.keep(scores[p]) for p in parts]))
+            value = metric.whole(kept, labels)
+        assert value == pytest.approx(METRICS[name](scores, labels))
+        assert metric.share
+    assert not metric_of("mse").higher_is_better
+    with pytest.raises(UsageError, match="unknown metric 'acc'") as e:
+        metric_of("acc")
+    assert "module:function" in e.value.hint

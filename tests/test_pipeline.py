@@ -14,9 +14,10 @@ from effdl.errors import CheckFailed
 from effdl.graph import io
 from effdl.graph.weights import Names, replace_weight
 from effdl.passes.base import Context, Pass
-from effdl.pipeline import PassBug, RunOptions, optimize
+from effdl.pipeline import optimize
 from effdl.recipe import Recipe, Step
 from effdl.recipe import load as load_recipe
+from effdl.run_options import PassBug, RunOptions
 from tests.support import SAMPLES
 
 CNN = SAMPLES / "digits_cnn.onnx"

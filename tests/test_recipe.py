@@ -137,7 +137,7 @@ FAULTS = [
     (
         GOOD + "target: gpu\n",
         "r.yaml:4:9",
-        "'target' must be 'cpu', 'cuda', 'arm' or 'arm-emulated' or ssh:HOST or a mapping",
+        "'target' must be 'cpu', 'cuda', 'tensorrt', 'arm' or 'arm-emulated' or ssh:HOST or a mapping",
     ),
     (GOOD + "target: 'ssh:'\n", "r.yaml:4:9", "'target': target ssh needs a host"),
     (GOOD + "target: 'ssh:-o'\n", "r.yaml:4:9", "'target': '-o' is no host name"),
@@ -151,7 +151,7 @@ FAULTS = [
     (
         GOOD + "target: {device: arn}\n",
         "r.yaml:4:18",
-        "'target.device' must be 'cpu', 'cuda', 'arm', 'ssh' or 'arm-emulated'",
+        "'target.device' must be 'cpu', 'cuda', 'tensorrt', 'arm', 'ssh' or 'arm-emulated'",
     ),
     (GOOD + "target: {devise: arm}\n", "r.yaml:4:10", "unknown key 'devise' in target"),
     (GOOD + "target: {isa: [dotprd]}\n", "r.yaml:4:16", "'target.isa[1]' must be 'avx2'"),

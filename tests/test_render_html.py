@@ -165,7 +165,8 @@ def test_the_numbers_are_those_of_the_report() -> None:
         assert f"{c.before_ms:.3g} → {c.after_ms:.3g} ms" in said
     assert "0.4129" in said
     assert "0.4099" in said
-    assert "-0.0030" in said
+    assert "-0.0030 [-0.0064, +0.0004], no measurable difference on 500 samples" in said
+    assert "Conv (now QLinearConv)" in said
     assert "seed" in said
     assert "AMD EPYC 9654" in said
     assert report.warnings[0] in said
@@ -241,11 +242,15 @@ def test_text_is_escaped_once_and_markup_is_left_alone() -> None:
     assert text("a\u202eb\x07\ud800") == "a\ufffdb\ufffd\ufffd"
 
 
-def test_a_run_that_won_nothing_says_so_first() -> None:
+def test_a_run_that_won_nothing_says_so_first_and_calls_no_step_kept() -> None:
     said = words(lost_run())
     assert "Nothing helped: the output is the input, unchanged" in said
-    assert "0 of 5 kept" in said
+    assert "0 of 6 kept" in said
+    assert "5 dropped, 1 with nothing to do" in said
+    assert "taken back, as the result did not win" in said
+    assert "the best that was found is no faster" in said
     assert "0.84×" in said
+    assert "not verified" not in said
 
 
 def test_what_was_not_measured_is_said_and_not_drawn() -> None:
@@ -274,12 +279,22 @@ def test_a_dry_run_promises_no_figures() -> None:
     assert "kept" not in said.replace("kept or dropped", "")
 
 
+def test_long_options_are_cut_off() -> None:
+    said = words(rich_run())
+    assert "macs: 0.7, ignore: ['/head/conv0'" in said
+    assert "/head/conv29" in said  # in the recipe
+    assert said.count("/head/conv29") == 1
+
+
 def test_nodes_at_fault_are_named() -> None:
     blamed = gate(
         0.9, 0.88, 0.92, 5.0, kept=False, reason="slower", changes=AT_FAULT, culprits=("/a", "/b")
     )
     said = words(rich_run(passes=(step("quantize_static", "dropped", gate=blamed),)))
     assert "Nodes at fault: /a, /b." in said
+    once = replace(blamed, reason="slower; most arises at Conv /a")
+    said = words(rich_run(passes=(step("quantize_static", "dropped", gate=once),)))
+    assert "at fault" not in said
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_the_numbers_are_those_of_the_report() -> None:
     facts, operators = tables(rendered(report))[1:]
     rows = {row[0]: row[1:] for row in facts[1:]}
     assert rows["file"] == [size(3_660_000), size(2_420_000), "-34%"]
-    assert rows["map"] == ["0.4129", "0.4099", "-0.0030"]
+    assert rows["map"] == ["0.4129", "0.4099", "-0.0030 [-0.0064, +0.0004]"]
     assert report.bench is not None
     old, new = report.bench.models
     assert rows["latency"] == [

@@ -11,8 +11,8 @@ import pytest
 
 import effdl
 from effdl.errors import UsageError
-from effdl.pipeline import RunOptions
 from effdl.report import SCHEMA, BenchReport, RunReport, from_json, to_json
+from effdl.run_options import RunOptions
 from tests.run_reports import EXAMPLES, bench, output_error, plain_run, rich_run, verified
 from tests.support import SAMPLES
 

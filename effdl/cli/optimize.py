@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from effdl.cli.options import Data, Dim, Json, Quiet, Seed, Threads, Verbose, parse_dims
+from effdl.cli.options import (
+    Data,
+    Dim,
+    Json,
+    Preprocess,
+    Python,
+    Quiet,
+    Seed,
+    Threads,
+    Verbose,
+    data_source,
+    parse_dims,
+)
 
 
 def optimize(
@@ -20,9 +32,15 @@ def optimize(
         typer.Option("--output", "-o", help="Where the result goes; - writes to stdout."),
     ] = None,
     data: Data = None,
+    preprocess: Preprocess = None,
     target: Annotated[
-        str | None, typer.Option("--target", help="cpu, cuda or arm; the recipe's when not given.")
+        str | None,
+        typer.Option(
+            "--target",
+            help="cpu, cuda, arm, ssh:HOST[/cuda] or arm-emulated; the recipe's when not given.",
+        ),
     ] = None,
+    python: Python = None,
     change: Annotated[
         list[str] | None,
         typer.Option(
@@ -94,11 +112,11 @@ def optimize(
     from effdl.cli.report import check_suffixes, write_reports
     from effdl.errors import CheckFailed
     from effdl.graph.io import check_goal
-    from effdl.pipeline import RunOptions
     from effdl.render import run as render
     from effdl.render.console import print_json
     from effdl.render.progress import live
     from effdl.report import RunReport, to_json
+    from effdl.run_options import RunOptions
 
     reports = check_suffixes(report or (), "--report")
     for path in reports:
@@ -132,8 +150,9 @@ def optimize(
                     source,
                     recipe,
                     goal,
-                    data=data,
+                    data=data_source(data, preprocess),
                     target=target,
+                    python=python,
                     overrides=change or (),
                     options=options,
                     progress=show,

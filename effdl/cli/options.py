@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from effdl.errors import UsageError
 
+if TYPE_CHECKING:
+    from effdl.data.spec import Source
+
 Data = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        metavar="FILE.npz",
-        help="Real inputs: one array per graph input, named as the input, first axis the samples.",
+        metavar="PATH",
+        help="Real inputs: an .npz with one array per graph input, first axis the samples; or a folder.",
+    ),
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocess",
+        metavar="SPEC",
+        help="With --data of pictures: imagenet, unit, signed or raw, then options: unit,size=224",
     ),
 ]
 Python = Annotated[
@@ -45,6 +56,21 @@ Verbose = Annotated[
 def target_spec(target: str, python: str | None) -> str | dict[str, object]:
     """Join ``--target`` and ``--python``."""
     return target if python is None else {"device": target, "python": python}
+
+
+def data_source(data: Path | None, preprocess: str | None) -> Path | Source | None:
+    """Return what ``--data`` and ``--preprocess`` name together.
+
+    Raises:
+        UsageError: a preprocessing of nothing, or one that cannot be read.
+    """
+    if preprocess is None:
+        return data
+    if data is None:
+        raise UsageError("--preprocess says how pictures become numbers", hint="--data FOLDER")
+    from effdl.data.spec import Source, parse_preprocess
+
+    return Source(path=data, preprocess=parse_preprocess(preprocess))
 
 
 def parse_dims(pairs: list[str] | None) -> dict[str, int]:

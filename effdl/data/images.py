@@ -32,7 +32,8 @@ def load_images(spec: Source, model: ir.Model, batch: int = 1) -> dict[str, Any]
     """Return the fields of a Dataset: pictures are opened when they are asked for.
 
     Args:
-        spec: a folder; its ``labels`` may name a .csv (file, label) or a .npy in the order of the names.
+        spec: a folder, whose sub-folders are classes: numbers, or words in alphabetical order. Its
+            ``labels`` may name a .csv (file, label) or a .npy in the order of the names.
         model: with one input, [batch, channels, height, width] or the like.
         batch: pictures per feed where the model's batch is dynamic.
 
@@ -49,8 +50,10 @@ def load_images(spec: Source, model: ir.Model, batch: int = 1) -> dict[str, Any]
     if given is not None:
         labels, classes = picture_labels(given, files, folder)
     elif names:
-        labels = np.array([names.index(f.relative_to(folder).parts[0]) for f in files], np.int64)
-        classes = names
+        found = [f.relative_to(folder).parts[0] for f in files]
+        numbered = all(n.isdecimal() for n in names)  # 10 comes after 9, not after 1
+        labels = np.array([int(n) if numbered else names.index(n) for n in found], np.int64)
+        classes = [] if numbered else names
     else:
         classes = []
     if classes and isinstance(spec, Labelled):

@@ -14,6 +14,9 @@ from effdl.data.feeds import Array, Feeds
 from effdl.errors import DataError, nearest
 from effdl.graph.dims import Dims, dims_of, model_inputs
 
+_ROWS = 1024
+"""Samples looked at in one go, so that a mapped file is never in memory as a whole."""
+
 
 def load_npz(path: Path, model: ir.Model, *, batch: int = 1) -> Feeds:
     """Read the samples of every input from an ``.npz``, or a ``.npy`` for a model with one input.
@@ -182,7 +185,7 @@ def _cast(array: Array, value: ir.Value) -> Array:
         return array.astype(np.object_)
     wanted = value.dtype.numpy()
     kinds = array.dtype.kind + wanted.kind
-    if array.dtype.kind == "f" and np.isnan(array).any():
+    if array.dtype.kind == "f" and _has_nan(np.atleast_1d(array)):
         raise DataError(f"the array of input '{name}' has NaN in it")
     if array.dtype == wanted:
         return array
@@ -201,6 +204,10 @@ def _cast(array: Array, value: ir.Value) -> Array:
         f"input '{name}' wants {wanted}, the array is {array.dtype}",
         hint=f"preprocess it as the model expects and save it as {wanted}",
     )
+
+
+def _has_nan(array: Array) -> bool:
+    return any(np.isnan(array[k : k + _ROWS]).any() for k in range(0, len(array), _ROWS))
 
 
 def _cut(array: Array, value: ir.Value, batch: int) -> list[Array]:

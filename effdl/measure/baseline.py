@@ -94,7 +94,7 @@ def _unlike(now: BenchReport, then: BenchReport) -> str:
     if (then.target, then.provider) != (now.target, now.provider):
         return f"{then.provider} on {then.target}, now {now.provider} on {now.target}"
     if then.threads != now.threads:
-        return f"{then.threads or 'all'} threads, now {now.threads or 'all'}"
+        return f"{threads_of(then)}, now {threads_of(now)}"
     if then.feeds != now.feeds:
         return f"inputs {_ports(then.feeds)}, now {_ports(now.feeds)}"
     if len(now.models) > 1 and len(then.models) < 2:
@@ -213,9 +213,11 @@ def _judged(cell: BenchReport) -> list[tuple[str, float, float, str]]:
 
 def setting(cell: BenchReport) -> str:
     """Return what a cell of a scan was measured at, such as ``2 threads, batch=8``."""
-    count = (
-        f"{cell.threads} thread{'s' if cell.threads != 1 else ''}"
-        if cell.threads
-        else "all threads"
-    )
-    return ", ".join([count, *(f"{k}={v}" for k, v in cell.dims.items())])
+    return ", ".join([threads_of(cell), *(f"{k}={v}" for k, v in cell.dims.items())])
+
+
+def threads_of(report: BenchReport) -> str:
+    """``2 threads``."""
+    if not report.threads:
+        return "all threads"
+    return f"{report.threads} thread{'s' if report.threads != 1 else ''}"

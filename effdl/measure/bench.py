@@ -97,7 +97,8 @@ def bench(
     say = progress or (lambda stage, fraction: None)
     facts = {p: (known or {}).get(p) or file_facts(p) for p in dict.fromkeys(paths)}
     used = _pick(feeds)[: 1 if cuda_graph else None]
-    works = [work_of(p, used) for p in paths]
+    work = {p: work_of(p, used) for p in facts}
+    works = [work[p] for p in paths]
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         host = host or stack.enter_context(open_host(target))
@@ -138,6 +139,7 @@ def bench(
         warnings=(
             *(f"{name}: {cast}" for name, said in casts for cast in said),
             *crew.notes,
+            *([roof.note] if roof and roof.note else []),
             *device_warnings(labels, [t.loads[0] for t in told]),
             *machine_warnings(threads, int(machine["cores"]), crew.hello.get("load")),
             *timing_warnings(latencies, timing.unsettled, min_runs),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from effdl.report import NodeTime, OpChange, Profile
 
@@ -30,6 +31,8 @@ _RELATIVES = {
 _KIND = {op: kind for kind, ops in _RELATIVES.items() for op in ops}
 _MAIN = ("Conv", "ConvTranspose", "MatMul", "LSTM", "Attention")
 """What is fused into these is a small part of them; parts of other fused operators are compared whole."""
+_HOPS = 3
+"""So far from a node of the model before, a new one still works for it."""
 _SMALL = 0.05
 _TOP = 3
 
@@ -50,6 +53,7 @@ def changes(before: Profile, after: Profile) -> tuple[OpChange, ...]:
     What the kernels do not account for comes as ``overhead between operators``: so the changes sum up
     to the difference of the two ``wall_ms``.
     """
+    after = _in_names_of(before, after)
     kinds = _kinds(before, after)
     sides = [_sums(p.nodes, kinds) for p in (before, after)]
     found = []
@@ -85,8 +89,9 @@ def _kinds(before: Profile, after: Profile) -> dict[int, str]:
         whole: dict[str, str] = {}
         there = {kinds[id(n)] for n in other.nodes}
         for node in one.nodes:
-            kind = kinds[id(node)]
+            kind = whole.get(next(iter(node.origin), ""), kinds[id(node)])
             if len(node.origin) > 1 and kind not in there and kind not in _MAIN:
+                kinds[id(node)] = kind
                 whole.update(dict.fromkeys(node.origin, kind))
         for node in other.nodes:
             if node.origin and node.origin[0] in whole and kinds[id(node)] not in _MAIN:
@@ -156,6 +161,7 @@ def culprits(before: Profile, after: Profile) -> list[tuple[tuple[str, ...], flo
         ``(names, before_ms, after_ms)`` of each place whose time grew.
     """
     known = {name for node in before.nodes for name in node.origin}
+    after = _in_names_of(before, after)
     places = _Places()
     for node in before.nodes:
         places.join(node.origin)
@@ -175,17 +181,35 @@ def culprits(before: Profile, after: Profile) -> list[tuple[tuple[str, ...], flo
     return sorted(found, key=lambda f: f[1] - f[2])
 
 
+def _in_names_of(before: Profile, after: Profile) -> Profile:
+    """Return ``after`` with names such as ``Conv_1_quant`` as the ``Conv_1`` that ``before`` has."""
+    known = {name for node in before.nodes for name in node.origin}
+
+    def old(name: str) -> str:
+        stem = name
+        while stem and stem not in known:
+            stem, _, part = stem.rpartition("_")
+            if part.isdigit():  # a number tells one node from another
+                return name
+        return stem or name
+
+    nodes = tuple(
+        replace(n, origin=tuple(map(old, n.origin)), near=tuple(map(old, n.near)))
+        for n in after.nodes
+    )
+    return replace(after, nodes=nodes)
+
+
 def _served(node: NodeTime, known: set[str], by_name: dict[str, NodeTime]) -> str:
     """Return a name of ``known`` that the node computes or works for; its own, when there is none."""
-    seen: set[str] = set()
     at: NodeTime | None = node
-    while at is not None:
+    for _ in range(_HOPS):
+        if at is None:
+            break
         for name in (*at.origin, *at.near):
             if name in known:
                 return name
-        next_ = next((n for n in at.near if n not in seen), "")
-        seen.add(next_)
-        at = by_name.get(next_)
+        at = by_name.get(next(iter(at.near), ""))
     return next(iter((*node.origin, *node.near)), "")
 
 

@@ -148,6 +148,37 @@ def reads(node: ir.Node) -> Iterator[ir.Value]:
             yield from (v for v in inner.inputs if v is not None and v not in inside)
 
 
+def nearest(value: ir.Value, known: set[ir.Value]) -> tuple[ir.Value, ...]:
+    """Return the nearest tensors of ``known`` that ``value`` is computed from, in order."""
+    found: dict[ir.Value, None] = {}
+    seen: set[ir.Value] = set()
+    node = value.producer()
+    todo = [] if node is None else list(reads(node))[::-1]
+    while todo:
+        current = todo.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if current in known:
+            found[current] = None
+        elif (producer := current.producer()) is not None:
+            todo += list(reads(producer))[::-1]
+    return tuple(found)
+
+
+def between(value: ir.Value, known: set[ir.Value]) -> tuple[str, ...]:
+    """Return the names of the nodes that make ``value`` from ``known``, in the order of the graph."""
+    found: dict[ir.Node, None] = {}
+    todo = [value]
+    while todo:
+        node = todo.pop().producer()
+        if node is None or node in found:
+            continue
+        found[node] = None
+        todo += [v for v in reads(node) if v not in known]
+    return tuple(n.name or n.op_type for n in reversed(found))
+
+
 def _inputs(reference: ir.Model, candidate: ir.Model) -> Iterator[Pair]:
     """Pair the graph inputs that one of the models rounds before it reads them."""
     there = {v.name: v for v in candidate.graph.inputs}

@@ -169,23 +169,28 @@ def _failed(
         gain = row.score - 1.0 if first_is_reference else row.difference
         assert gain is not None
         drop = -gain if some.higher_is_better else gain
-        if not drop <= max_drop:  # NaN is no score at all
-            lost = amount(drop, some.share)
-            said.append(f"{label}: lost {lost}, at most {amount(max_drop, some.share)} allowed")
+        if drop <= max_drop:
+            continue
+        lost, allowed = amount(drop, some.share), amount(max_drop, some.share)
+        if np.isnan(drop):  # a correlation with numbers that are all the same
+            said.append(f"{label}: has no score")
+        elif first_is_reference:
+            said.append(f"{label}: disagrees by {lost}, at most {allowed} allowed")
+        else:
+            said.append(f"{label}: lost {lost}, at most {allowed} allowed")
     return tuple(said)
 
 
 def _sentence(row: ModelScore, some: Scored, first: str) -> str:
     """Return what the difference means, such as ``worse: lost 0.31 points [0.12, 0.50]``."""
     if row.difference is None or row.difference_ci is None:
-        share = f"{row.score:.2%} [{row.ci[0]:.2%}, {row.ci[1]:.2%}]"
+        share = f"{100 * row.score:.2f} % [{100 * row.ci[0]:.2f}, {100 * row.ci[1]:.2f}]"
         return f"agrees with {first} on {share} of {some.count} samples"
     if np.isnan(row.difference):
         return "worse: no score" if row.verdict == "worse" else "no score to compare"
     found = Interval(row.difference, *row.difference_ci)
     if row.verdict == "same":
-        bounds = f"{_signed(found.value, some.share)} {_range(found, some.share)}"
-        return f"no measurable difference ({bounds})"
+        return f"no measurable difference ({_signed(found, some.share)})"
     rose = found.value > 0
     if not rose:
         found = Interval(-found.value, -found.high, -found.low)
@@ -199,8 +204,11 @@ def amount(value: float, share: bool) -> str:
     return f"{100 * value:.2f} points" if share else f"{value:.3g}"
 
 
-def _signed(value: float, share: bool) -> str:
-    return f"{100 * value:+.2f} points" if share else f"{value:+.3g}"
+def _signed(found: Interval, share: bool) -> str:
+    if share:
+        value, low, high = 100 * found.value, 100 * found.low, 100 * found.high
+        return f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]"
+    return f"{found.value:+.3g} [{found.low:+.3g}, {found.high:+.3g}]"
 
 
 def _range(found: Interval, share: bool) -> str:
@@ -209,6 +217,5 @@ def _range(found: Interval, share: bool) -> str:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """File names, or paths where two have the same name."""
-    names = [p.name for p in paths]
-    return [n if names.count(n) == 1 else str(p) for n, p in zip(names, paths, strict=True)]
+    """File names, or paths where another file has the same name."""
+    return [str(p) if any(q.name == p.name and q != p for q in paths) else p.name for p in paths]

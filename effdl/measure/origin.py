@@ -9,7 +9,7 @@ lies between two anchors belongs to the later one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from effdl.measure.owngraph import Graph, Node, Scope
@@ -38,7 +38,7 @@ class Origins:
         of: per executed node, in order: labels of the model's nodes that it computes; empty for one
             that ONNX Runtime put in.
         near: per executed node: labels of the node it works for: the writer of what a QuantizeLinear
-            takes, the first reader of what another one gives.
+            takes, the first reader of what another one gives; the other way round at the graph's ends.
         folded: labels of nodes that nothing computes any more: constant, or without effect.
     """
 
@@ -191,9 +191,7 @@ class _Claims:
 
     def _forward(self, executed: Node, node: Node, output: str) -> tuple[Node, str]:
         """Go on to what was taken into a node after it was moved: sum, activation, QuantizeLinear."""
-        adds = (
-            executed.op_type == "Conv" and len(executed.inputs) > 3
-        ) or "Gemm" in executed.op_type
+        adds = (executed.op_type == "Conv" and executed.arity > 3) or "Gemm" in executed.op_type
         while output not in self.index.own.results:
             users = self.index.users.get(output, ())
             if len(users) != 1 or not users[0].outputs:
@@ -302,8 +300,9 @@ class _Claims:
         for k in reversed(range(len(parts))):
             if not parts[k] and _is_part(self.executed[k]):
                 parts[k] = next((parts[r] for r in readers[k] if parts[r]), [])
-        for found in parts:
-            found.sort(key=lambda n: n.op_type in _AROUND)
+        for k, found in enumerate(parts):
+            work = self.executed[k].op_type
+            found.sort(key=lambda n: (n.op_type in _AROUND, n.op_type not in work))
         return [tuple(dict.fromkeys(n.label for n in found)) for found in parts]
 
 
@@ -322,20 +321,27 @@ def _readers(nodes: list[Node]) -> list[list[int]]:
     return [[r for o in node.outputs if o for r in by_input.get(o, ())] for node in nodes]
 
 
-def _near(nodes: list[Node], of: list[tuple[str, ...]]) -> Iterable[tuple[str, ...]]:
+def _near(nodes: list[Node], of: list[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
     """Yield the labels of the neighbour that each node works for."""
     readers = _readers(nodes)
     writer = {o: k for k, node in enumerate(nodes) for o in node.outputs if o}
+
+    def before(k: int) -> int | None:
+        return writer.get(nodes[k].inputs[0]) if nodes[k].inputs else None
+
+    def after(k: int) -> int | None:
+        return next(iter(readers[k]), None)
+
     for k, node in enumerate(nodes):
-        if node.op_type == "QuantizeLinear":
-            at, step = writer.get(node.inputs[0]) if node.inputs else None, "back"
-        else:
-            at, step = next(iter(readers[k]), None), "on"
-        for _ in range(len(nodes)):
-            if at is None or of[at]:
-                break
-            if step == "back":
-                at = writer.get(nodes[at].inputs[0]) if nodes[at].inputs else None
-            else:
-                at = next(iter(readers[at]), None)
-        yield of[at] if at is not None else ()
+        ways = (before, after) if node.op_type == "QuantizeLinear" else (after, before)
+        yield next((names for way in ways if (names := _first(k, way, of))), ())
+
+
+def _first(
+    start: int, way: Callable[[int], int | None], of: list[tuple[str, ...]]
+) -> tuple[str, ...]:
+    """Return the labels of the first node on a way through the graph that has some."""
+    at = way(start)
+    while at is not None and not of[at]:
+        at = way(at)
+    return of[at] if at is not None else ()

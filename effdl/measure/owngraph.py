@@ -24,6 +24,7 @@ class Node:
 
     Args:
         label: what a person calls it: its name, or that of its first output when it has none.
+        arity: its inputs counted with those left out, subgraphs apart.
         bodies: outputs of each of its subgraphs, by the scope of what lies in it.
     """
 
@@ -33,6 +34,7 @@ class Node:
     outputs: tuple[str, ...]
     scope: Scope
     label: str = ""
+    arity: int = 0
     bodies: dict[Scope, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -71,6 +73,7 @@ def _read(proto: onnx.GraphProto, scope: Scope, graph: Graph, labels: dict[str, 
         entry = Node(node.name, node.op_type, (), tuple(node.output), scope)
         first = next((o for o in node.output if o), "")
         entry.label = labels.get(node.name) or node.name or first
+        entry.arity = len(node.input)
         graph.nodes.append(entry)
         inputs = [i for i in node.input if i]
         for attr in node.attribute:

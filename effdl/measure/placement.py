@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 
 from effdl.report import NodeTime, Placement, Profile
 
+_WORTH = 0.01
+"""Share of the time from which on it pays to do something about inserted nodes."""
 _COPIES = ("MemcpyFromHost", "MemcpyToHost")
 
 
@@ -59,6 +61,8 @@ def advice(found: Placement) -> tuple[str, ...]:
             f"{copies} copies between host and device stand at the borders: "
             "the fewer borders, the fewer copies"
         )
+    if found.inserted_ms < _WORTH * sum(found.ms.values()):
+        return tuple(said)
     reorders = sum(c for op, c in found.inserted.items() if op.startswith("Reorder"))
     if reorders > 2:
         said.append(

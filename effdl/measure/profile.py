@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,17 +13,17 @@ import numpy as np
 import onnx
 
 from effdl.data.feeds import Feed, Feeds, nbytes
-from effdl.errors import DataError, TargetError, UsageError
+from effdl.errors import DataError, UsageError
 from effdl.graph import io
 from effdl.graph.scratch import scratch
-from effdl.measure.blame import changes
-from effdl.measure.origin import Origins, map_origins
-from effdl.measure.owngraph import Graph, Node, named_copy, read_graph
+from effdl.measure.blame import changes, culprits, explain
+from effdl.measure.kernels import Kernels, make_profile
+from effdl.measure.owngraph import Graph, named_copy, read_graph
 from effdl.measure.placement import placement
 from effdl.measure.sending import describe, write_feeds
-from effdl.report import NodeTime, OpTime, Profile, ProfileReport
+from effdl.report import Profile, ProfileReport
 from effdl.runtime.client import WorkerProcess
-from effdl.runtime.host import Host, open_host
+from effdl.runtime.host import Host, need_clock, open_host
 from effdl.runtime.target import Target
 
 Progress = Callable[[str, float], None]
@@ -68,7 +67,7 @@ def profile(
 
     Raises:
         ModelError: a file is no model, does not load or run.
-        TargetError: the provider is absent, or the processor is emulated.
+        TargetError: the provider is absent, or the processor is emulated and has no times.
         UsageError: no model, more than two, or a number that makes no sense.
     """
     paths = [Path(m) for m in models]
@@ -78,10 +77,7 @@ def profile(
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         host = host or stack.enter_context(open_host(target))
-        if host.emulated:
-            raise TargetError(
-                "an emulated processor has no times to profile", hint="profile on the device itself"
-            )
+        need_clock(host)
         files = write_feeds(used, folder, host)
         probe = folder / "probe.onnx"
         probe.write_bytes(_probe().SerializeToString())
@@ -91,21 +87,25 @@ def profile(
             place = folder / f"model{k}"
             place.mkdir()
             subjects.append(_open(stack, host, target, path, place, files, threads, probe))
-        _take_turns(subjects, seconds, seed, threads == 1 and target.device == "cpu", say)
+        _take_turns(subjects, seconds, seed, threads == 1 and not target.on_gpu, say)
         hello = subjects[0].timed.ask("hello")
-        profiles = tuple(_result(s, host) for s in subjects)
+        say("read", 0.0)
+        profiles = tuple(_result(s) for s in subjects)
     wanted = target.providers[0]
+    found = changes(*profiles) if len(profiles) == 2 else ()
     return ProfileReport(
-        target=target.device,
+        target=target.name,
         threads=threads,
         onnxruntime=str(hello["onnxruntime"]),
         cpu=str(hello["machine"]["cpu"]),
         feeds=describe(used[0]),
         profiles=profiles,
-        changes=changes(*profiles) if len(profiles) == 2 else (),
+        changes=found,
         placements=tuple(placement(p, wanted) for p in profiles),
         provider=wanted,
         source=feeds.source,
+        reason=explain(found),
+        slower=tuple(culprits(*profiles)) if len(profiles) == 2 else (),
         warnings=tuple(w for s in subjects for w in s.warnings),
     )
 
@@ -116,11 +116,11 @@ class _Subject:
 
     path: Path
     own: Graph
+    executed: Graph
     timed: WorkerProcess
     traced: WorkerProcess
     answer: dict[str, Any]
     warnings: list[str]
-    blocks: int = 0
     warm: int = 0
     ns: tuple[int, ...] = ()
 
@@ -156,7 +156,10 @@ def _open(
     warnings = [f"{path.name}: {cast}" for cast in loaded["casts"]]
     if answer["why"]:
         warnings.append(f"{path.name}: ONNX Runtime does not tell its graph; names may be missing")
-    return _Subject(path, own, timed, traced, answer, warnings)
+    executed = Graph()
+    if answer["graph"]:
+        executed = read_graph(onnx.load(host.fetch(answer["graph"]), load_external_data=False))
+    return _Subject(path, own, executed, timed, traced, answer, warnings)
 
 
 def _probe() -> onnx.ModelProto:
@@ -183,7 +186,7 @@ def _take_turns(
         say("warm-up", k / len(subjects))
         subject.timed.block(runs=_WARM_UP)
         ms = max(min(subject.timed.block(min_ms=_BLOCK_MS)[0]) / 1e6, 1e-3)
-        nodes = max(len(subject.own.nodes), 1)
+        nodes = max(len(subject.executed.nodes) or len(subject.own.nodes), 1)
         most = max(_MIN_RUNS, _MAX_EVENTS // nodes)
         total = min(max(_MIN_RUNS, round(seconds * 500 / ms)), most)
         sizes.append((max(1, min(round(_BLOCK_MS / ms), total)), total))
@@ -198,112 +201,23 @@ def _take_turns(
             size, total = sizes[k]
             subject, runs = subjects[k], max(1, min(size, -(-total // rounds)))
             start = turn * runs
-            times, at = subject.timed.block(runs=runs, start=start, cpu=cpu)
-            cpu = at if same_cpu else None
-            subject.traced.block(runs=runs, start=start, cpu=cpu)
-            subject.ns += tuple(times)
+            pair = [subject.timed, subject.traced]
+            for worker in pair[:: 1 if turn % 4 < 2 else -1]:
+                times, at = worker.block(runs=runs, start=start, cpu=cpu)
+                cpu = at if same_cpu else None
+                if worker is subject.timed:
+                    subject.ns += tuple(times)
         order.reverse()
         say("measure", (turn + 1) / rounds)
 
 
-def _result(subject: _Subject, host: Host) -> Profile:
+def _result(subject: _Subject) -> Profile:
     told = subject.traced.ask("traced", skip=subject.warm, trim=True)
-    rows: list[dict[str, Any]] = told["nodes"]
-    path = subject.answer["graph"]
-    executed = (
-        read_graph(onnx.load(host.fetch(path), load_external_data=False))
-        if path
-        else _graph_of(rows)
+    kernels = Kernels(
+        told["nodes"], told["runs"], subject.answer["event_us"], subject.answer["assigned"]
     )
-    return make_profile(
-        str(subject.path),
-        subject.own,
-        executed,
-        rows,
-        middle_mean(subject.ns) / 1e6,
-        told["runs"],
-        subject.answer["event_us"],
-    )
-
-
-def make_profile(
-    path: str,
-    own: Graph,
-    executed: Graph,
-    rows: list[dict[str, Any]],
-    wall_ms: float,
-    runs: int,
-    event_us: float,
-) -> Profile:
-    """Put kernel times and graphs together.
-
-    Args:
-        path: of the model.
-        own: its graph; ``executed`` what ONNX Runtime made of it.
-        rows: kernel times, as a worker's ``traced`` gives them, in order of execution.
-        wall_ms: time of an inference without profiling.
-        runs: inferences that the times come from.
-        event_us: by how much the profiler overstates every kernel, at least.
-    """
-    origins = map_origins(own, executed)
-    cost = _event_cost(rows, wall_ms, event_us)
-    ms = _less(rows, cost)
-    scale = min(1.0, wall_ms / sum(ms)) if any(ms) else 1.0
-    at = _positions(rows, executed)
-    nodes = [
-        NodeTime(
-            name=row["name"],
-            op_type=row["op_type"],
-            provider=row["provider"],
-            ms=t * scale,
-            origin=origins.of[k] if k is not None else (),
-            shape=row["shape"],
-            near=origins.near[k] if k is not None else (),
-        )
-        for row, k, t in zip(rows, at, ms, strict=True)
-    ]
-    nodes.sort(key=lambda n: -n.ms)
-    return Profile(
-        path=path,
-        wall_ms=wall_ms,
-        kernel_ms=sum(n.ms for n in nodes),
-        runs=runs,
-        ops=op_times(nodes),
-        nodes=tuple(nodes),
-        event_us=cost,
-        scale=scale,
-        folded=origins.folded,
-        idle=_idle(origins, at),
-    )
-
-
-def _event_cost(rows: list[dict[str, Any]], wall_ms: float, least: float) -> float:
-    """Return the microseconds to take off every kernel.
-
-    That is ``least``, as found on a chain of small kernels. Writing down a profile also drives data of
-    the model out of the caches; so where the kernels would still take longer than the whole
-    inference, it is as much as brings them there, but at most twice as much.
-    """
-    low, high = least, 2 * least
-    if sum(_less(rows, low)) <= wall_ms:
-        return low
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(_less(rows, middle)) > wall_ms else (low, middle)
-    return high
-
-
-def _less(rows: list[dict[str, Any]], cost: float) -> list[float]:
-    return [max(0.0, row["ms"] - row["calls"] * cost / 1000) for row in rows]
-
-
-def op_times(nodes: Sequence[NodeTime]) -> tuple[OpTime, ...]:
-    """Sum nodes up by op type, longest first."""
-    count = Counter(n.op_type for n in nodes)
-    ms: dict[str, float] = defaultdict(float)
-    for node in nodes:
-        ms[node.op_type] += node.ms
-    return tuple(OpTime(op, count[op], ms[op]) for op in sorted(ms, key=lambda op: -ms[op]))
+    wall_ms = middle_mean(subject.ns) / 1e6
+    return make_profile(str(subject.path), subject.own, subject.executed, kernels, wall_ms)
 
 
 def middle_mean(values: Sequence[float]) -> float:
@@ -311,34 +225,6 @@ def middle_mean(values: Sequence[float]) -> float:
     ordered = np.sort(np.asarray(values, np.float64))
     quarter = len(ordered) // 4
     return float(ordered[quarter : len(ordered) - quarter].mean())
-
-
-def _positions(rows: list[dict[str, Any]], executed: Graph) -> list[int | None]:
-    """Return for each row the number of its node; those without a name are told by their order."""
-    places: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for k, node in enumerate(executed.nodes):
-        places[node.name, node.op_type].append(k)
-    found: list[int | None] = []
-    for row in rows:
-        name, op_type = row["name"], row["op_type"]
-        if name == f"{op_type}_{row['index']}" and not places.get((name, op_type)):
-            name = ""
-        left = places.get((name, op_type))
-        found.append(left.pop(0) if left else None)
-    return found
-
-
-def _idle(origins: Origins, at: list[int | None]) -> tuple[str, ...]:
-    ran = {k for k in at if k is not None}
-    names = {n for k in ran for n in origins.of[k]}
-    rest = (n for k, of in enumerate(origins.of) if k not in ran for n in of if n not in names)
-    return tuple(dict.fromkeys(rest))
-
-
-def _graph_of(rows: list[dict[str, Any]]) -> Graph:
-    """Make a graph of names only, for when ONNX Runtime does not tell its own."""
-    nodes = [Node(row["name"], row["op_type"], (), (), (), row["name"]) for row in rows]
-    return Graph(nodes)
 
 
 def _pick(feeds: Feeds) -> list[Feed]:

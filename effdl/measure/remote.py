@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from effdl.data.feeds import Feed, Feeds
-from effdl.errors import DataError
+from effdl.errors import CheckFailed, DataError, ModelError
 from effdl.graph import io
 from effdl.graph.scratch import scratch
 from effdl.graph.walk import all_nodes
@@ -21,7 +22,7 @@ from effdl.report import CompareReport, Place, ThereReport
 from effdl.runtime.host import Host, open_host
 from effdl.runtime.machine import this_machine
 from effdl.runtime.target import Target, cores_of, parse_target
-from effdl.runtime.worker.running import unpack
+from effdl.runtime.worker.outputs import unpack
 
 Outputs = list[dict[str, Any]]
 Progress = Callable[[str, str], None]
@@ -124,6 +125,31 @@ def verify_there(
     return _report(expected, found, feeds, (model, model), rtol, place_of(host), notes)
 
 
+def verify_at(
+    target: Target, host: Host | None, model: Path, feeds: Feeds
+) -> tuple[CompareReport, ...]:
+    """Run a model file on a target that is another machine, on each core that it stands for.
+
+    Args:
+        target: ``ssh`` or ``arm-emulated``.
+        host: it, when it is open already.
+        model: the file.
+        feeds: inputs.
+
+    Raises:
+        CheckFailed: it does not run there.
+    """
+    found = []
+    for core in cores_of(target):
+        with ExitStack() as stack:
+            place = host or stack.enter_context(open_host(core))
+            try:
+                found.append(verify_there(place, model, feeds))
+            except ModelError as e:
+                raise CheckFailed(f"the model does not run on {core.name}: {e.message}") from e
+    return tuple(found)
+
+
 def compare_there(
     target: Target,
     models: Sequence[Path],
@@ -171,7 +197,7 @@ def compare_there(
     return ThereReport(
         target=target.name,
         here=this_machine().cpu,
-        equal=all(r.equal for r in results),
+        equal=all(r.equal for r in results if r.reference == r.candidate),
         results=tuple(results),
     )
 

@@ -22,12 +22,15 @@ from effdl.measure.work import Work
 from effdl.report import BenchResult, Peaks
 from effdl.runtime.cache import Cache
 from effdl.runtime.client import WorkerProcess
-from effdl.runtime.host import Host
+from effdl.runtime.host import Host, open_host
+from effdl.runtime.machine import this_machine
 from effdl.runtime.target import Target
 
 SCHEMA = 1
 """Of what is cached, raised when the probes change."""
 MAX_AGE = 30 * 86400.0
+BUSY_AGE = 600.0
+"""Seconds that peaks are kept; those that were measured while other programs computed, not as long."""
 FAR = 0.25
 """Below this share of either roof the time is neither for computing nor for moving data."""
 EXCEEDED = 1.2
@@ -88,38 +91,63 @@ def peaks(
     """
     if host.emulated:
         return None
-    cache = Cache("peaks", SCHEMA, MAX_AGE, folder)
+    cache = Cache("peaks", SCHEMA, folder)
     with host.worker("peaks of this machine") as worker:
         hello = worker.ask("hello")
         key = _key(hello, target, threads)
-        found = read(cache.get(key))
-        if found is not None and not refresh:
+        kept = cache.get(key, MAX_AGE)
+        found = read(kept)
+        lasting = (kept or {}).get("calm") or cache.get(key, BUSY_AGE) is not None
+        if found is not None and lasting and not refresh:
             return found
         measured = _measure(host, worker, hello, target, threads)
     if found is not None:
         both = zip(asdict(measured).items(), asdict(found).values(), strict=True)
         measured = Peaks(**{name: max(new, old) for (name, new), old in both})
-    cache.put(key, asdict(measured))
+    cache.put(key, {"peaks": asdict(measured), "calm": _calm(hello, threads)})
     return measured
 
 
-def cached(
-    hello: Mapping[str, Any], target: Target, threads: int, folder: Path | None = None
-) -> Peaks | None:
-    """Return the peaks that an earlier command measured, None when there are none.
+def _calm(hello: Mapping[str, Any], threads: int) -> bool:
+    """Whether other programs left the processors to the probes."""
+    cores, load = int(hello["machine"]["cores"]), hello.get("load")
+    return load is None or load <= cores - (threads or cores) + 0.5
+
+
+def known_here(target: Target, threads: int, folder: Path | None = None) -> Peaks | None:
+    """Return what an earlier command measured on this machine, None when nothing is kept."""
+    import onnxruntime as ort
+
+    hello = {"machine": asdict(this_machine()), "onnxruntime": ort.__version__}
+    kept = Cache("peaks", SCHEMA, folder).get(_key(hello, target, threads), MAX_AGE)
+    return read(kept)
+
+
+def of_machine(target: Target, *, measure: bool, folder: Path | None = None) -> tuple[Peaks, ...]:
+    """Return a machine's peaks on one thread and on all of them.
 
     Args:
-        hello: what a worker there says of itself.
-        target, threads, folder: as in ``peaks``.
+        target: whose machine.
+        measure: measure now; else only what is kept, and only of this machine.
+        folder: as in ``peaks``.
+
+    Raises:
+        TargetError: the machine cannot be reached or has not the provider.
     """
-    return read(Cache("peaks", SCHEMA, MAX_AGE, folder).get(_key(hello, target, threads)))
+    counts = (1,) if target.on_gpu else (1, 0)
+    if not measure:
+        kept = [] if target.remote else [known_here(target, n, folder) for n in counts]
+        return tuple(p for p in kept if p is not None)
+    with open_host(target) as host:
+        found = [peaks(host, target, n, refresh=True, folder=folder) for n in counts]
+    return tuple(p for p in found if p is not None)
 
 
 def read(facts: Mapping[str, Any] | None) -> Peaks | None:
     """Make Peaks of what a cache file holds, None when it is not that."""
     try:
-        found = Peaks(**facts) if facts is not None else None
-    except TypeError:
+        found = Peaks(**facts["peaks"]) if facts is not None else None
+    except (KeyError, TypeError):
         return None
     numbers = [] if found is None else list(asdict(found).values())
     sound = all(isinstance(n, int | float) and 0 <= n < float("inf") for n in numbers)
@@ -131,13 +159,20 @@ class Roof:
 
     Args:
         host, target, threads, folder: as in ``peaks``, which is asked at once.
+
+    ``known`` is what it said, None with the reason in ``note`` when nothing could be measured.
     """
 
     def __init__(
         self, host: Host, target: Target, threads: int, folder: Path | None = None
     ) -> None:
         self._measure = partial(peaks, host, target, threads, folder=folder)
-        self.known = self._measure()
+        self.known: Peaks | None = None
+        self.note = ""
+        try:
+            self.known = self._measure()
+        except ModelError as e:
+            self.note = f"the machine's peaks could not be measured: {e.message}"
 
     def over(
         self, results: Sequence[BenchResult], works: Sequence[Work]
@@ -148,10 +183,14 @@ class Roof:
         once more, and the higher of both holds.
         """
         found = placed(results, works, self.known)
-        if self.known is None or all((r.peak_share or 0.0) <= EXCEEDED for r in found):
-            return found
-        self.known = self._measure(refresh=True)
-        return placed(results, works, self.known)
+        if self.known is not None and any(map(self._above, found, works)):
+            self.known = self._measure(refresh=True)
+            return placed(results, works, self.known)
+        return found
+
+    def _above(self, result: BenchResult, work: Work) -> bool:
+        memory = memory_ms(work, self.known) if self.known is not None else 0.0
+        return max(result.peak_share or 0.0, memory / result.latency.median) > EXCEEDED
 
 
 def placed(
@@ -238,7 +277,8 @@ def _measure(
             try:
                 ns = _best_ns(worker, host.send(path), probe, target, threads)
             except ModelError:
-                if before:  # not enough memory for the larger one
+                # Not enough memory for the larger one, or no kernel for the number format.
+                if before or probe.peak != "fp32_gflops":
                     continue
                 raise
             best[probe.peak] = max(before, probe.work / ns)

@@ -21,6 +21,8 @@ _MIN_ROUNDS = 4
 _BLOCK_MS = (10.0, 100.0)
 _LIMIT_SHARE = 1 / 3
 _IMPROVING = 0.98
+_WARM_BLOCKS = 5
+_SECOND = 3.0
 
 
 class Worker(Protocol):
@@ -179,8 +181,13 @@ def _runs_so_far(timing: Timing) -> int:
 
 
 def _affordable(seconds: float, overhead: float, round_s: float) -> int:
-    """As many generations as take no longer to start than to measure, each of some rounds."""
+    """As many generations as take no longer to start than to measure, each of some rounds.
+
+    A second one may take longer: a single one knows nothing of what differs between processes.
+    """
     started = 1 + int(seconds / max(overhead, 1e-3))
+    if started == 1 and overhead < _SECOND * seconds:
+        started = 2
     filled = int(seconds / max(round_s, 1e-6) / _MIN_ROUNDS)
     return max(1, min(started, filled, MAX_GENERATIONS))
 
@@ -228,7 +235,7 @@ def _warm_up(worker: Worker, limit: float, clock: Callable[[], float]) -> tuple[
         asking = min(asking, max((clock() - asked) * 1e3 - sum(times) / 1e6, 0.0))
         seen.append(max(verdict.block_time(times) / 1e6, 1e-6))
         last = float(np.median(seen[-3:]))
-        if len(seen) > 2 and min(seen[-2:]) >= _IMPROVING * min(seen[:-2]):
+        if len(seen) >= _WARM_BLOCKS and min(seen[-2:]) >= _IMPROVING * min(seen[:-2]):
             return last, asking, True
         if clock() - begin >= limit:
             return last, asking, len(seen) < 3 or seen[-1] >= _IMPROVING**2 * seen[-2]

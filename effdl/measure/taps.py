@@ -8,10 +8,13 @@ import numpy as np
 import onnx_ir as ir
 
 from effdl.data.feeds import Feed
+from effdl.graph.walk import opset
 from effdl.graph.weights import Names
 from effdl.measure.fidelity import fit
 from effdl.runtime.session import Session, open_session
 from effdl.runtime.target import Target
+
+_ANY_OPSET = 13
 
 
 def tapped(
@@ -32,6 +35,14 @@ def tapped(
     return open_session(copy, target, optimize=optimize)
 
 
+def fetchable(model: ir.Model, names: Sequence[str], target: Target | None) -> set[str]:
+    """Return those of ``names`` that are tensors of a type that numpy has too."""
+    if not names:
+        return set()
+    session = tapped(model, names, target, optimize=False)
+    return {p.name for p in session.outputs if p.dtype is not None}
+
+
 def sizes(
     model: ir.Model, names: Sequence[str], feed: Feed, target: Target | None
 ) -> dict[str, int]:
@@ -40,6 +51,8 @@ def sizes(
     Raises:
         ModelError: the model does not run.
     """
+    if not names:
+        return {}
     session = tapped(model, names, target, optimize=False)
     ports = {p.name: p for p in session.outputs if p.dtype is not None}
     del session
@@ -77,6 +90,8 @@ def _counted(
     copy = model.clone()
     values = _values(copy)
     fresh = Names(copy)
+    if not opset(copy):
+        copy.opset_imports[""] = _ANY_OPSET
     shapes = []
     for name in names:
         node = ir.node("Shape", [values[name]])

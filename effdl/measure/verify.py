@@ -13,8 +13,10 @@ from effdl.data.feeds import Feeds
 from effdl.data.random import random_feeds, resolve_dims
 from effdl.errors import CheckFailed, EffdlError, ModelError
 from effdl.graph.io import load
-from effdl.measure.fidelity import compare_outputs, fit, same
+from effdl.measure.fidelity import fit, same
+from effdl.measure.fidelity_outputs import compare_outputs
 from effdl.report import CompareReport, OutputError
+from effdl.runtime.apart import can_run_apart, run_apart
 from effdl.runtime.session import open_session
 from effdl.runtime.target import Target
 
@@ -122,11 +124,18 @@ class Verifier:
 def run_all(model: ir.Model | Path, feeds: Feeds, target: Target) -> Outputs:
     """Run every feed and return the outputs.
 
+    Where the platform allows it, in a child process: a graph that makes ONNX Runtime crash is then an
+    error like another, see ``runtime.apart``.
+
     Raises:
-        ModelError: the model does not load or run.
+        ModelError: the model does not load or run, or ONNX Runtime crashed on it.
     """
-    session = open_session(model, target)
-    return [session.run(fit(feed, session)) for feed in feeds]
+
+    def work() -> Outputs:
+        session = open_session(model, target)
+        return [session.run(fit(feed, session)) for feed in feeds]
+
+    return run_apart(work) if can_run_apart(target) else work()
 
 
 def verification_feeds(

@@ -205,7 +205,7 @@ def _weight(node: ir.Node, in_function: bool) -> tuple[ir.TensorProtocol | None,
 
 def _vector_width(target: Target) -> int:
     """Return the channel block of the target's convolution kernels, a multiple of its vectors."""
-    return 16 if target.device == "cpu" and "avx512f" in target.isa else 8
+    return 16 if "avx512f" in target.isa and not target.on_gpu else 8
 
 
 def _what(plan: _Plan) -> str:

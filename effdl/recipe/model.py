@@ -26,7 +26,7 @@ from effdl.recipe.located import Located
 from effdl.runtime.target import parse_target
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Device = Literal["cpu", "cuda", "arm", "ssh", "arm-emulated"]
+Device = Literal["cpu", "cuda", "tensorrt", "arm", "ssh", "arm-emulated"]
 Core = Literal["a53", "n1", "v1"]
 Extension = Literal[
     "avx2",
@@ -76,13 +76,14 @@ class _Part(BaseModel):
 class TargetSpec(TypedDict, total=False):
     """The place the model is made for, in detail."""
 
-    device: Device
-    """cpu: this machine. cuda: its GPU. arm: a 64-bit Arm CPU that need not be here. ssh: a machine that
-    the OpenSSH client reaches. arm-emulated: an emulated Arm CPU, for right or wrong, not for time."""
+    device: Device | Place
+    """cpu: this machine. cuda, tensorrt: its GPU. arm: a 64-bit Arm CPU that need not be here. ssh: a
+    machine that the OpenSSH client reaches. arm-emulated: an emulated Arm CPU, for right or wrong, not for
+    time."""
     host: Text
     """Of ssh: the machine, as the OpenSSH client takes it, such as user@pi4."""
-    provider: Literal["cpu", "cuda"]
-    """Of ssh: what computes there, its CPU or its GPU."""
+    provider: Literal["cpu", "cuda", "tensorrt"]
+    """Of ssh: what computes there, its CPU or its GPU (by ONNX Runtime's kernels or by TensorRT's)."""
     core: Core
     """Of arm-emulated: the core; all of them when not given."""
     python: Text
@@ -146,7 +147,7 @@ class Head(_Part):
     """A short name; it is written into the result."""
     description: Text
     """What the recipe does, in a line."""
-    target: Literal["cpu", "cuda", "arm", "arm-emulated"] | Place | _Spec = "cpu"
+    target: Literal["cpu", "cuda", "tensorrt", "arm", "arm-emulated"] | Place | _Spec = "cpu"
     """Where the result will run."""
     data: Data = Data()
     """Calibration and evaluation data."""

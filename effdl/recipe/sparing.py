@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,17 +12,17 @@ from effdl.graph.walk import all_nodes
 from effdl.passes.base import NodePass
 from effdl.recipe import Step
 
-REPAIRS = (0.1, 0.3)
-"""Shares of the nodes at fault that are left alone, one try after the other."""
+REPAIRS = (1, 2, 4)
+"""How many times the number of nodes that should do are left alone, one try after the other."""
 
 
-def spare(step: Step, culprits: Sequence[str], share: float, model: ir.Model) -> Step | None:
-    """Return the step with the first ``share`` of the nodes at fault on its ignore list.
+def spare(step: Step, culprits: Sequence[str], count: int, model: ir.Model) -> Step | None:
+    """Return the step with the first ``count`` nodes at fault on its ignore list.
 
     Args:
         step: a step whose pass takes node patterns.
         culprits: node names, the worst first; names that the model does not have are left out.
-        share: of them, at least one node.
+        count: how many of them, at least one.
         model: the model before the pass.
 
     Returns:
@@ -32,7 +31,7 @@ def spare(step: Step, culprits: Sequence[str], share: float, model: ir.Model) ->
     assert isinstance(step.pass_, NodePass)
     have = {n.name for n in all_nodes(model) if n.name}
     names = [n for n in culprits if n in have]
-    names = names[: max(1, math.ceil(share * len(names)))]
+    names = names[: max(1, count)]
     if not names:
         return None
     ignore = (*step.pass_.ignore, *(_pattern(n) for n in names))

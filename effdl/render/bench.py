@@ -2,76 +2,102 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from effdl.measure.baseline import setting
+from effdl.render.bench_rows import (
+    Grid,
+    against_baseline,
+    cells,
+    control,
+    costs,
+    inputs,
+    label,
+    order,
+    speed,
+    warnings,
+    where,
+    work,
+)
 from effdl.render.console import out, print_warning
-from effdl.render.numbers import milliseconds, size
-from effdl.report import BenchReport
+from effdl.render.roof import sources
+from effdl.report import BenchReport, BenchScan
 
 _WIDE = 100
+_STYLES = {"faster": "bold green", "slower": "bold red"}
+
+
+def print_report(report: BenchReport | BenchScan) -> None:
+    """Print a bench, or one at several settings."""
+    if isinstance(report, BenchScan):
+        print_scan(report)
+    else:
+        print_bench(report)
 
 
 def print_bench(report: BenchReport) -> None:
-    """Print where and how it was measured, a row per model, and the verdicts."""
+    """Print where and how it was measured, the tables, and the verdicts."""
     console = out()
-    threads = (
-        f"{report.threads} thread{'s' if report.threads != 1 else ''}"
-        if report.threads
-        else "all threads"
-    )
-    console.print(
-        f"ONNX Runtime {report.onnxruntime}, {report.provider}, {threads}, ORT_ENABLE_ALL, {report.cpu}",
-        overflow="fold",
-    )
-    feeds = ", ".join(f"{k} {v}" for k, v in report.feeds.items())
-    console.print(f"inputs ({report.source}): {feeds}", overflow="fold")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model", overflow="fold")
-    columns = ["median", "p90", "p99", "±", "ratio", "load", "memory", "file", "zstd"]
-    if console.width < _WIDE:  # the names of the models need the room
-        columns = ["median", "p90", "±", "ratio", "memory", "file"]
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    for index, m in enumerate(report.models):
-        t = m.latency
-        cells = {
-            "median": milliseconds(t.median),
-            "p90": f"{t.p90:.3g}",
-            "p99": f"{t.p99:.3g}",
-            "±": f"{t.spread:.0%}",
-            "ratio": f"{m.ratio:.2f}x",
-            "load": f"{m.load_ms:.0f} ms",
-            "memory": size(m.peak_bytes),
-            "file": size(m.file_bytes),
-            "zstd": size(m.zstd_bytes),
-        }
-        table.add_row(label(report, index), *(cells[name] for name in columns))
-    console.print(table)
-    for index in range(1, len(report.models)):
-        console.print(verdict_line(report, index))
-    for warning in report.warnings:
+    console.print(where(report), overflow="fold")
+    console.print(inputs(report), overflow="fold")
+    wide = console.width >= _WIDE
+    _print_grid(console, speed(report, wide))
+    _print_grid(console, costs(report, wide))
+    rates = work(report)
+    if wide and rates is not None:
+        _print_grid(console, rates)
+        for line in sources(report):
+            console.print(Text(line, style="dim"))
+    if len(report.models) > 1:
+        console.print(Text(control(report), style="dim"))
+    for index in order(report):
+        if index:
+            console.print(verdict_line(report, index))
+    _print_baseline(console, report)
+    for warning in warnings(report):
+        print_warning(warning)
+
+
+def print_scan(report: BenchScan) -> None:
+    """Print a table per model with a row per setting."""
+    console = out()
+    console.print(where(report), overflow="fold")
+    console.print(inputs(report), overflow="fold")
+    for title, grid in cells(report, console.width >= _WIDE):
+        console.print(Text(title, style="bold"))
+        _print_grid(console, grid)
+    for cell in report.cells:
+        _print_baseline(console, cell, f"{setting(cell)}: ")
+    for warning in warnings(report):
         print_warning(warning)
 
 
 def verdict_line(report: BenchReport, index: int) -> Text:
     """Return the sentence on model ``index`` against the first, coloured by what it says."""
-    text = report.verdict[index - 1]
-    style = (
-        "bold green"
-        if text.startswith("faster")
-        else "bold red"
-        if text.startswith("slower")
-        else ""
+    sentence = report.verdict[index - 1]
+    return Text(
+        f"{label(report, index)}: {sentence}", style=_STYLES.get(sentence.split(" ")[0], "")
     )
-    return Text(f"{label(report, index)}: {text}", style=style)
 
 
-def label(report: BenchReport, index: int) -> str:
-    """Return the file name of model ``index``, or its path when another model has that name too."""
-    path = report.models[index].path
-    names = [Path(m.path).name for m in report.models if m.path != path]
-    return path if Path(path).name in names else Path(path).name
+def _print_baseline(console: Console, report: BenchReport, place: str = "") -> None:
+    for line in against_baseline(report, place):
+        word = line.strip().partition(": ")[2].split(" ")[0]
+        console.print(Text(line, style=_STYLES.get(word, "")), overflow="fold")
+    for note in report.baseline.notes if report.baseline else ():
+        print_warning(f"{place}baseline: {note}")
+
+
+def _print_grid(console: Console, grid: Grid) -> None:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for k, name in enumerate(grid.head):
+        if k < grid.texts and name != "#":
+            table.add_column(name, overflow="fold", min_width=12)
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
+    for row in grid.rows:
+        table.add_row(*row)
+    console.print(table)

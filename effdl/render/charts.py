@@ -9,7 +9,16 @@ from effdl.render import svg
 from effdl.render.markup import Markup, tag
 from effdl.render.numbers import error, milliseconds, size
 from effdl.render.svg import Dot, Pair, Row
-from effdl.render.words import STATUS, at_fault, op_times, ratio, why, worst_output
+from effdl.render.words import (
+    STATUS,
+    at_fault,
+    change_ms,
+    op_times,
+    ratio,
+    short_ms,
+    why,
+    worst_output,
+)
 from effdl.report import BenchResult, GateReport, OpChange, PassReport, RunReport
 
 _MOST_OPS = 10
@@ -67,7 +76,7 @@ def _latency(report: RunReport) -> Markup:
     keys += [("mark", "the model before"), ("interval", "95% interval of the ratio")]
     return _figure(
         "Latency",
-        "Median time of one inference after every step."
+        "Median time of one inference; every step was timed beside the model before it."
         if measured
         else "Median time of one inference; the steps were not measured one by one.",
         keys,
@@ -206,7 +215,13 @@ def _at_fault(number: int, p: PassReport) -> Markup:
 def _pairs(name: str, title: str, caption: str, changes: tuple[OpChange, ...], most: int) -> Markup:
     shown = op_times(changes, most)
     rows = [
-        Pair(c.kind, f"{c.before_ms:.3g} → {c.after_ms:.3g} ms", _nodes(c), c.before_ms, c.after_ms)
+        Pair(
+            c.kind,
+            f"{short_ms(c.before_ms)} → {short_ms(c.after_ms)} ms",
+            _nodes(c),
+            c.before_ms,
+            c.after_ms,
+        )
         for c in shown
     ]
     about = "; ".join(f"{r.label} {r.detail}: {r.value}" for r in rows)
@@ -218,11 +233,11 @@ def _pairs(name: str, title: str, caption: str, changes: tuple[OpChange, ...], m
         ("operator", "nodes", "before", "after", "change"),
         [
             (
-                c.kind,
+                _kind_of_work(c),
                 _nodes(c),
-                f"{c.before_ms:.3g} ms",
-                f"{c.after_ms:.3g} ms",
-                f"{c.after_ms - c.before_ms:+.3g} ms",
+                f"{short_ms(c.before_ms)} ms",
+                f"{short_ms(c.after_ms)} ms",
+                change_ms(c),
             )
             for c in sorted(changes, key=lambda c: -abs(c.after_ms - c.before_ms))
         ],
@@ -230,7 +245,13 @@ def _pairs(name: str, title: str, caption: str, changes: tuple[OpChange, ...], m
 
 
 def _nodes(c: OpChange) -> str:
+    if not c.before and not c.after:
+        return ""
     return f"×{c.before}" if c.before == c.after else f"×{c.before} → {c.after}"
+
+
+def _kind_of_work(c: OpChange) -> str:
+    return f"{c.kind} (now {', '.join(c.became)})" if c.became else c.kind
 
 
 def _figure(

@@ -12,6 +12,7 @@ from rich.text import Text
 from effdl.render.console import out, print_warning
 from effdl.report import EvaluateReport
 
+_WIDE = 100
 _STYLE = {"better": "bold green", "worse": "bold red"}
 
 
@@ -29,13 +30,17 @@ def print_evaluate(report: EvaluateReport) -> None:
     table.add_column("model", overflow="fold")
     better = "" if report.higher_is_better else " (lower is better)"
     table.add_column(f"{report.metric}{better}", justify="right", overflow="fold")
-    table.add_column("95 % interval", justify="right", no_wrap=True)
+    bounded = not compared or console.width >= _WIDE
+    if bounded:
+        table.add_column("95 % interval", justify="right", no_wrap=True)
     if compared:
         table.add_column("points" if report.share else "difference", justify="right", no_wrap=True)
         table.add_column("95 % interval", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for index, m in enumerate(report.models):
-        cells = [label(report, index), score(m.score, report), bounds(m.ci, report)]
+        cells = [label(report, index), score(m.score, report)]
+        if bounded:
+            cells.append(bounds(m.ci, report))
         if compared:
             gap = m.difference_ci
             cells.append("" if m.difference is None else change(m.difference, report))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from effdl.render import charts
@@ -18,10 +18,13 @@ from effdl.render.words import (
     headline,
     interval,
     name_of,
+    options,
     output_name,
     percent,
     plural,
     recipe_name,
+    score_change,
+    settled,
     tally,
     why,
     worst_output,
@@ -33,6 +36,7 @@ _MOST_BLAMED = 20
 
 def run_html(report: RunReport) -> str:
     """Return the report as an HTML document: no script, no network, light and dark, phone to paper."""
+    report = settled(report)
     title = f"{name_of(report.before)} with {recipe_name(report)}"
     return page(
         f"effdl: {title}",
@@ -117,6 +121,8 @@ def _size_tile(report: RunReport) -> tuple[str, str, str]:
 
 def _output_tile(report: RunReport) -> tuple[str, str, str]:
     worst = worst_output(report)
+    if not report.won:
+        return "Outputs", "the input's", "nothing was changed"
     if report.verified is None:
         return "Outputs", "not checked", report.unverified
     if report.verified.equal or worst is None:
@@ -125,14 +131,12 @@ def _output_tile(report: RunReport) -> tuple[str, str, str]:
     return "Output error", percent(worst.rel_l2), f"{top1}{evidence(report)}"
 
 
-def _score_tile(found: dict[str, Any]) -> tuple[str, str, str]:
+def _score_tile(found: Mapping[str, Any]) -> tuple[str, str, str]:
     before, after = float(found["before"]), float(found["after"])
     samples = f" on {found['samples']:,} samples" if found.get("samples") else ""
-    return (
-        str(found["metric"]),
-        f"{after:.4f}",
-        f"{before:.4f} before, {after - before:+.4f}{samples}",
-    )
+    same = ", no measurable difference" if found.get("verdict") == "same" else ""
+    small = f"{before:.4f} before: {score_change(found)}{same}{samples}"
+    return str(found["metric"]), f"{after:.4f}", small
 
 
 def _steps_tile(report: RunReport) -> tuple[str, str, str]:
@@ -196,10 +200,10 @@ def _step_cells(report: RunReport, p: PassReport) -> list[object]:
 
 
 def _step_name(number: int, p: PassReport) -> Markup:
-    options = ", ".join(f"{k}: {v}" for k, v in p.options.items())
+    given = options(p)
     name = [tag("span", f"{number} ", class_="muted"), tag("span", p.name, class_="name")]
-    if options:
-        name += [Markup(" "), tag("span", options, class_="muted small options")]
+    if given:
+        name += [Markup(" "), tag("span", given, class_="muted small options")]
     return tag("th", *name, scope="row", role="rowheader")
 
 
@@ -225,6 +229,8 @@ def _head(names: Iterable[str], numbers: Iterable[str]) -> Markup:
 
 
 def _facts(report: RunReport) -> Markup:
+    if not report.won:
+        return Markup("")
     b, a = report.before, report.after
     rows = [
         ("nodes", f"{b.nodes:,}", f"{a.nodes:,}", change(b.nodes, a.nodes)),
@@ -246,7 +252,7 @@ def _facts(report: RunReport) -> Markup:
     if report.accuracy is not None:
         before, after = float(report.accuracy["before"]), float(report.accuracy["after"])
         name = f"{report.accuracy['metric']}, {report.accuracy.get('samples', '?')} samples"
-        rows.append((name, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"))
+        rows.append((name, f"{before:.4f}", f"{after:.4f}", score_change(report.accuracy)))
     return tag(
         "section", tag("h2", "Before and after"), _table(["", "before", "after", "change"], rows)
     )
@@ -285,7 +291,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]], style: str = "
 
 def _outputs(report: RunReport) -> Markup:
     if report.verified is None:
-        if report.dry_run:
+        if report.dry_run or not report.won:
             return Markup("")
         text = f"The outputs were not verified: {report.unverified}."
         return tag("section", tag("h2", "Outputs"), tag("p", text, class_="note"))

@@ -9,6 +9,7 @@ from effdl.render.numbers import change, count, error, milliseconds, size
 from effdl.render.words import (
     STATUS,
     at_fault,
+    change_ms,
     evidence,
     headline,
     name_of,
@@ -17,12 +18,15 @@ from effdl.render.words import (
     plural,
     ratio,
     recipe_name,
+    score_change,
+    settled,
+    short_ms,
     tally,
     where,
     why,
     worst_output,
 )
-from effdl.report import PassReport, RunReport
+from effdl.report import OpChange, PassReport, RunReport
 
 _SPECIAL = re.compile(r"([\\`*\[\]{}~|])|(?<!\w)_|_(?!\w)")
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
@@ -32,6 +36,7 @@ _MOST_SKIPPED = 30
 
 def run_markdown(report: RunReport) -> str:
     """Return the report as Markdown: verdict, passes, before and after, operators, where."""
+    report = settled(report)
     parts = [
         f"### {_plain(headline(report))}",
         _about(report),
@@ -87,6 +92,8 @@ def _why(p: PassReport) -> str:
 
 
 def _facts(report: RunReport) -> str:
+    if not report.won:
+        return ""
     b, a = report.before, report.after
     rows = [
         ["nodes", f"{b.nodes:,}", f"{a.nodes:,}", change(b.nodes, a.nodes)],
@@ -109,12 +116,12 @@ def _facts(report: RunReport) -> str:
     if report.accuracy is not None:
         before, after = float(report.accuracy["before"]), float(report.accuracy["after"])
         name = _plain(str(report.accuracy["metric"]))
-        rows.append([name, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"])
+        rows.append([name, f"{before:.4f}", f"{after:.4f}", score_change(report.accuracy)])
     return _table(["", "before", "after", "change"], rows, {"before", "after", "change"})
 
 
 def _outputs(report: RunReport) -> str:
-    if report.dry_run:
+    if report.dry_run or not report.won:
         return ""
     if report.verified is None:
         return f"**Outputs not verified**: {_plain(report.unverified)}."
@@ -133,15 +140,21 @@ def _operators(report: RunReport) -> str:
     rows = [
         [
             _code(c.kind, table=True),
-            str(c.before) if c.before == c.after else f"{c.before} → {c.after}",
-            f"{c.before_ms:.3g} ms",
-            f"{c.after_ms:.3g} ms",
-            f"{c.after_ms - c.before_ms:+.3g} ms",
+            _nodes(c),
+            f"{short_ms(c.before_ms)} ms",
+            f"{short_ms(c.after_ms)} ms",
+            change_ms(c),
         ]
         for c in op_times(report.changes, _MOST_OPS)
     ]
     head = ["operator", "nodes", "before", "after", "change"]
     return _table(head, rows, set(head[1:]))
+
+
+def _nodes(c: OpChange) -> str:
+    if not c.before and not c.after:
+        return ""
+    return str(c.before) if c.before == c.after else f"{c.before} → {c.after}"
 
 
 def _skipped(report: RunReport) -> str:

@@ -55,11 +55,11 @@ td{vertical-align:top}
 tbody th{color:var(--ink);font-size:inherit;vertical-align:top;min-width:7.5em}
 thead th{overflow-wrap:normal}
 th:last-child,td:last-child{padding-right:0}
-.n{text-align:right;white-space:nowrap}
+.n{text-align:right;white-space:nowrap;overflow-wrap:normal}
 table.facts{max-width:640px}
 .small{font-size:.87rem;font-weight:400}
 .steps .name,.steps .result,.steps .muted{white-space:nowrap}
-.steps .options{white-space:normal}
+.steps .options{display:block;white-space:normal}
 .steps tbody th{max-width:24em}
 .steps .why{min-width:12em;overflow-wrap:anywhere}
 .tag{display:inline-block;white-space:nowrap}
@@ -103,6 +103,7 @@ footer{margin-top:56px;padding-top:14px;border-top:1px solid var(--line);font-si
  .tiles div:nth-child(3){padding-left:0}
  svg .detail{display:none}
  th,td{padding-right:10px}
+ table.facts .n:last-child{white-space:normal}
  table.steps thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
  table.steps,table.steps tbody,table.steps tr{display:block}
  table.steps tr{padding:12px 0;border-bottom:1px solid var(--line)}

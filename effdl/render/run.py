@@ -12,7 +12,18 @@ from rich.text import Text
 from effdl.render.bench import verdict_line
 from effdl.render.console import err, out, print_warning
 from effdl.render.numbers import change, count, error, milliseconds, size
-from effdl.render.words import at_fault, notes, op_times, plural, ratio, tally, why
+from effdl.render.words import (
+    at_fault,
+    notes,
+    op_times,
+    plural,
+    ratio,
+    score_change,
+    settled,
+    short_ms,
+    tally,
+    why,
+)
 from effdl.report import ModelStats, PassReport, RunReport
 
 _FAR = 0.1
@@ -34,6 +45,7 @@ _MOST_BLAMED = 3
 def print_run(report: RunReport, *, verbose: bool = False, to_stderr: bool = False) -> None:
     """Print the passes, the table of before and after, and the verdict."""
     console = err() if to_stderr else out()
+    report = settled(report)
     for warning in report.warnings:
         print_warning(warning)
     if report.dry_run:
@@ -185,7 +197,10 @@ def _print_table(console: Console, report: RunReport) -> None:
     if report.accuracy is not None:
         before, after = float(report.accuracy["before"]), float(report.accuracy["after"])
         table.add_row(
-            report.accuracy["metric"], f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"
+            report.accuracy["metric"],
+            f"{before:.4f}",
+            f"{after:.4f}",
+            score_change(report.accuracy),
         )
     console.print(table)
 
@@ -202,7 +217,7 @@ def _print_end(console: Console, report: RunReport) -> None:
         console.print(f"latency not measured: {report.unmeasured}")
     if report.changes:
         changes = (
-            f"{c.kind} {c.before_ms:.3g} -> {c.after_ms:.3g} ms"
+            f"{c.kind} {short_ms(c.before_ms)} -> {short_ms(c.after_ms)} ms"
             for c in op_times(report.changes, _MOST_OPS)
         )
         console.print(f"by operator: {'; '.join(changes)}", overflow="fold")

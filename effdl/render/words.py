@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import PurePath
+from typing import Any
 
 from effdl.report import GateReport, ModelStats, OpChange, OutputError, PassReport, RunReport
 
@@ -16,6 +19,21 @@ STATUS = {
 }
 """What became of a pass, by its status."""
 _SAME_SIZE = 0.005
+_LONG = 40
+_SMALL = 0.01
+
+
+def settled(report: RunReport) -> RunReport:
+    """Return the report as it ended: of a run that won nothing no pass was kept."""
+    if report.won or report.dry_run:
+        return report
+    passes = (
+        replace(p, status="dropped", reason=p.reason or "taken back, as the result did not win")
+        if p.status == "changed"
+        else p
+        for p in report.passes
+    )
+    return replace(report, passes=tuple(passes))
 
 
 def headline(report: RunReport) -> str:
@@ -119,10 +137,18 @@ def interval(gate: GateReport) -> str:
 
 
 def at_fault(p: PassReport, most: int) -> str:
-    """Return the names of the nodes at fault, the worst first, empty when none is known."""
+    """Return the names of the nodes at fault, the worst first; empty when the reason names them."""
     names = p.gate.culprits if p.gate is not None else ()
-    more = f" and {len(names) - most} more" if len(names) > most else ""
+    if not names or names[0] in why(p):
+        return ""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def options(p: PassReport) -> str:
+    """Return the options of a pass in a line, long values cut off."""
+    texts = ((key, str(value)) for key, value in p.options.items())
+    return ", ".join(f"{k}: {t if len(t) <= _LONG else t[:_LONG] + '…'}" for k, t in texts)
 
 
 def notes(p: PassReport) -> str:
@@ -185,19 +211,37 @@ def where(report: RunReport) -> str:
 
 
 def op_times(changes: tuple[OpChange, ...], most: int) -> list[OpChange]:
-    """Return the changes worth showing, the largest first; the rest is summed up in a last one."""
+    """Return the changes worth showing, the largest first; the rest is summed up in a last one.
+
+    What takes less than 1 % of the longest time on both sides is not worth a line.
+    """
     ordered = sorted(changes, key=lambda c: -abs(c.after_ms - c.before_ms))
-    if len(ordered) <= most:
-        return ordered
-    rest = ordered[most - 1 :]
+    least = max((max(c.before_ms, c.after_ms) for c in ordered), default=0.0) * _SMALL
+    shown = [c for c in ordered if max(c.before_ms, c.after_ms) >= least]
+    if len(shown) > most or (len(shown) == most and len(shown) < len(ordered)):
+        shown = shown[: most - 1]
+    rest = [c for c in ordered if c not in shown]
+    if not rest:
+        return shown
     total = OpChange(
-        f"{len(rest)} other kinds",
+        plural(len(rest), "other kind"),
         sum(c.before for c in rest),
         sum(c.after for c in rest),
         sum(c.before_ms for c in rest),
         sum(c.after_ms for c in rest),
     )
-    return [*ordered[: most - 1], total]
+    return [*shown, total]
+
+
+def short_ms(value: float) -> str:
+    """``14.2``: milliseconds with three significant digits; less than a nanosecond is ``0``."""
+    return f"{value:.3g}" if abs(value) >= 1e-6 else "0"
+
+
+def change_ms(c: OpChange) -> str:
+    """``-8.1 ms``: by how much the time of one kind of operator changed."""
+    change = c.after_ms - c.before_ms
+    return f"{'+' if change > 0 else ''}{short_ms(change)} ms"
 
 
 def plural(number: int, word: str, many: str = "") -> str:
@@ -205,10 +249,8 @@ def plural(number: int, word: str, many: str = "") -> str:
     return f"{number:,} {word if number == 1 else many or word + 's'}"
 
 
-def score_words(report: RunReport) -> str:
-    """Return ``top1 0.9921 -> 0.9901 (-0.0020)``, empty without evaluation data."""
-    found = report.accuracy
-    if found is None:
-        return ""
-    before, after = float(found["before"]), float(found["after"])
-    return f"{found['metric']} {before:.4f} -> {after:.4f} ({after - before:+.4f})"
+def score_change(found: Mapping[str, Any]) -> str:
+    """Return ``-0.0020 [-0.0050, 0.0010]``: how a score changed, with its interval where there is one."""
+    text = f"{float(found['after']) - float(found['before']):+.4f}"
+    ci = found.get("ci")
+    return f"{text} [{ci[0]:+.4f}, {ci[1]:+.4f}]" if ci else text

@@ -303,7 +303,15 @@ class Placement:
 
 @dataclass(frozen=True)
 class ProfileReport:
-    """Profiles of one model or more; with two, ``changes`` tells where the time went."""
+    """Profiles of one model or of two; with two, where the difference comes from.
+
+    Args:
+        target, provider, threads, onnxruntime, cpu, feeds, source: as in ``BenchReport``.
+        changes: by kind of operator, the largest first; ``reason`` says it in a sentence.
+        placements: one per model.
+        slower: places of the graph that got slower, the largest loss first: names of nodes of the
+            first model, its time, and that of what the second does there.
+    """
 
     target: str
     threads: int
@@ -316,3 +324,5 @@ class ProfileReport:
     provider: str = ""
     source: str = ""
     warnings: tuple[str, ...] = ()
+    reason: str = ""
+    slower: tuple[tuple[tuple[str, ...], float, float], ...] = ()

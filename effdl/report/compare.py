@@ -138,9 +138,9 @@ class ThereReport:
     Args:
         target: as it was asked for: ``ssh:pi4``, ``arm-emulated``.
         here: the processor that computed the reference.
-        equal: all results are right.
+        equal: every model computes there what it computes here.
         results: a comparison per machine or core and per model; with two models also the candidate
-            against the reference, both there.
+            against the reference, both there, which decides nothing: they may differ and both be right.
     """
 
     target: str

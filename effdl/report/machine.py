@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from effdl.report.bench import Peaks
+
 
 @dataclass(frozen=True)
 class Place:
@@ -44,6 +46,7 @@ class DoctorReport:
         disk: free bytes where models would be put, 0 when not asked; ``free_memory`` bytes that
             programs may still take.
         tools: programs that reach other targets, with what they are; empty when not found.
+        peaks: what matrix products and memory reach, as far as it was measured.
     """
 
     versions: dict[str, str]
@@ -63,3 +66,4 @@ class DoctorReport:
     disk: int = 0
     free_memory: int = 0
     tools: dict[str, str] = field(default_factory=dict)
+    peaks: tuple[Peaks, ...] = ()

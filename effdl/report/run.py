@@ -26,7 +26,7 @@ class GateReport:
         score: the recipe's metric after the pass, None without evaluation data.
         fidelity: relative L2 error of the worst output against the input model.
         changes: time per kind of operator before and after the pass, the largest change first.
-        culprits: nodes at fault, the worst first.
+        culprits: nodes at fault, the worst first; ``spare`` how many of them a milder try leaves alone.
     """
 
     kept: bool
@@ -43,6 +43,7 @@ class GateReport:
     fidelity: float | None = None
     changes: tuple[OpChange, ...] = ()
     culprits: tuple[str, ...] = ()
+    spare: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class RunReport:
         bench: input against output, None when not measured; ``unmeasured`` says why.
         accuracy: metric before and after on the recipe's evaluation data, if it names some.
         gate: ``off``, ``final`` or ``each``.
+        there: the output file on a target that is another machine, against itself here.
         won: False when nothing that was tried helped, and the output is the input.
         changes: time per kind of operator in input and output, the largest change first.
         seed: of every random choice, None in reports of versions that did not write it.
@@ -112,3 +114,4 @@ class RunReport:
     won: bool = True
     changes: tuple[OpChange, ...] = ()
     seed: int | None = None
+    there: tuple[CompareReport, ...] = ()

@@ -43,24 +43,27 @@ class Cache:
     Args:
         name: of the kind, the first part of every file name.
         schema: number of the form of the facts; those of another form are not read.
-        max_age: seconds after which they are not read any more.
         folder: where they lie; the user's own when None.
     """
 
-    def __init__(self, name: str, schema: int, max_age: float, folder: Path | None = None) -> None:
+    def __init__(self, name: str, schema: int, folder: Path | None = None) -> None:
         self._name = name
         self._schema = schema
-        self._max_age = max_age
         self._folder = folder if folder is not None else user_cache()
 
-    def get(self, key: Key) -> dict[str, Any] | None:
-        """Return what was put there, None when it is not there, too old, of another form or broken."""
+    def get(self, key: Key, max_age: float) -> dict[str, Any] | None:
+        """Return what was put there, None when it is not there, too old, of another form or broken.
+
+        Args:
+            key: as in ``put``.
+            max_age: in seconds.
+        """
         path = self._path(key)
         if path is None:
             return None
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            fresh = 0 <= time.time() - found["time"] <= self._max_age
+            fresh = 0 <= time.time() - found["time"] <= max_age
             known = found["schema"] == self._schema and found["key"] == dict(key)
             facts = found["facts"]
         except (OSError, ValueError, KeyError, TypeError):

@@ -1,17 +1,26 @@
-"""Whether this machine is ready, and what to do where it is not."""
+"""Whether a machine is ready, and what to do where it is not."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from effdl.errors import EffdlError
+from effdl.graph.scratch import scratch
 from effdl.report import DoctorReport
 from effdl.runtime.machine import this_machine
-from effdl.runtime.target import Target, parse_target
+from effdl.runtime.target import ARM_PYTHON, Target, parse_target
 from effdl.runtime.versions import installed
+from effdl.runtime.worker.files import free_memory
+
+if TYPE_CHECKING:
+    from effdl.runtime.host import Host
 
 CORE = ("onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnx-ir", "numpy")
 EXTRAS = {"tune": "optuna", "train": "torch", "gpu": "onnxruntime-gpu"}
@@ -25,10 +34,25 @@ TESTED = {
 }
 """From this version on, and below that one: the ranges of the package's own requirements."""
 _CUDA = "CUDAExecutionProvider"
+_DOUBLING = (
+    '<ir_version: 8, opset_import: ["": 13]> g (float[4] x) => (float[4] y) { y = Add(x, x) }'
+)
 
 
-def doctor() -> DoctorReport:
-    """Look at versions, processor, providers and the GPU, and return them with what is wrong."""
+def doctor(target: Target | None = None) -> DoctorReport:
+    """Look at versions, processor, providers and the GPU, and return them with what is wrong.
+
+    Args:
+        target: an ssh or arm-emulated one is asked through a worker there; this machine otherwise.
+
+    Raises:
+        TargetError: the other machine cannot be reached, or has no Python that runs models.
+    """
+    if target is not None and target.remote:
+        from effdl.runtime.host import open_host
+
+        with open_host(target) as host:
+            return _there(host)
     machine = this_machine()
     versions = {"effdl": installed("effdl"), "python": platform.python_version()}
     versions |= {name: installed(name) for name in CORE}
@@ -47,7 +71,83 @@ def doctor() -> DoctorReport:
         int8=int8_format(parse_target("cpu")),
         cuda=cuda,
         problems=(*version_problems(versions), *_runtime_problems(providers, cuda)),
+        emulator=machine.emulator,
+        free_memory=free_memory(),
+        tools={"ssh": _ssh_version(), ARM_PYTHON: shutil.which(ARM_PYTHON) or ""},
     )
+
+
+def _there(host: Host) -> DoctorReport:
+    """Examine another machine: what a worker there tells, and whether its GPU works."""
+    machine = host.machine
+    with host.worker(host.target.name) as worker:
+        facts = worker.ask("hello")
+        room = worker.ask("room", path=str(Path(host.output("x")).parent))
+    providers = tuple(facts["providers"])
+    cuda = _try_cuda_there(host) if _CUDA in providers else "not installed"
+    versions = {"effdl": installed("effdl")}
+    versions |= {name: str(facts[name]) for name in ("python", "onnxruntime", "numpy")}
+    problems = []
+    if cuda not in ("works", "not installed"):
+        problems.append(f"its onnxruntime has CUDA, but it does not run there: {cuda}")
+    if machine.emulator:
+        problems.append(
+            f"its processor is emulated by {machine.emulator}: results can be checked, times not"
+        )
+    return DoctorReport(
+        versions=versions,
+        system=str(facts["system"]),
+        arch=machine.arch,
+        cpu=machine.cpu,
+        cores=machine.cores,
+        memory=machine.memory,
+        isa=machine.isa,
+        providers=providers,
+        extras={},
+        int8=int8_format(host.target),
+        cuda=cuda,
+        problems=tuple(problems),
+        target=host.target.name,
+        emulator=machine.emulator,
+        disk=int(room["disk"]),
+        free_memory=int(room["memory"]),
+    )
+
+
+def _try_cuda_there(host: Host) -> str:
+    """Run a one-node model on the GPU of another machine; returns as ``try_cuda``."""
+    import numpy as np
+    import onnx
+
+    from effdl.runtime.worker.outputs import unpack
+
+    with scratch() as folder:
+        model, feed = folder / "try.onnx", folder / "try.npz"
+        model.write_bytes(onnx.parser.parse_model(_DOUBLING).SerializeToString())
+        np.savez(feed, np.arange(4, dtype=np.float32))
+        try:
+            with host.worker(host.target.name) as worker:
+                output = host.output("try-out.npz")
+                worker.ask(
+                    "run",
+                    model=host.send(model),
+                    providers=[_CUDA, "CPUExecutionProvider"],
+                    threads=1,
+                    feeds=[{"path": host.send(feed), "names": ["x"]}],
+                    output=output,
+                )
+                result = unpack(str(host.fetch(output)))[0]["y"]
+        except EffdlError as e:
+            return e.message
+    return "works" if result.tolist() == [0, 2, 4, 6] else f"gives wrong results: {result.tolist()}"
+
+
+def _ssh_version() -> str:
+    """The OpenSSH client's version, empty when there is none."""
+    if shutil.which("ssh") is None:
+        return ""
+    done = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=False)
+    return (done.stderr or done.stdout).strip().split(",")[0]
 
 
 def int8_format(target: Target) -> dict[str, str | bool]:
@@ -112,10 +212,7 @@ def try_cuda(providers: tuple[str, ...]) -> str:
 
     from effdl.runtime.session import open_session
 
-    text = (
-        '<ir_version: 8, opset_import: ["": 13]> g (float[4] x) => (float[4] y) { y = Add(x, x) }'
-    )
-    model = ir.from_proto(onnx.parser.parse_model(text))
+    model = ir.from_proto(onnx.parser.parse_model(_DOUBLING))
     try:
         session = open_session(model, parse_target("cuda"))
         result = session.run({"x": np.arange(4, dtype=np.float32)})["y"]

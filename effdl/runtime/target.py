@@ -14,8 +14,9 @@ from effdl.runtime.machine import this_machine
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 }
-DEVICES = ("cpu", "cuda", "arm", "ssh", "arm-emulated")
+DEVICES = ("cpu", "cuda", "tensorrt", "arm", "ssh", "arm-emulated")
 CORES = {
     "a53": ("Cortex-A53", ("neon",)),
     "n1": ("Neoverse-N1", ("neon", "dotprod", "fp16")),
@@ -33,15 +34,16 @@ class Target:
     """The place a model is made for.
 
     Args:
-        device: ``cpu`` (this machine), ``cuda`` (this machine's GPU), ``arm`` (a 64-bit Arm CPU that is
-            not here), ``ssh`` (a machine that the OpenSSH client reaches) or ``arm-emulated`` (a
-            foreign Python under an emulator, for right or wrong, never for time).
+        device: ``cpu`` (this machine), ``cuda`` or ``tensorrt`` (this machine's GPU, by ONNX Runtime's
+            own kernels or by TensorRT's), ``arm`` (a 64-bit Arm CPU that is not here), ``ssh`` (a machine
+            that the OpenSSH client reaches) or ``arm-emulated`` (a foreign Python under an emulator, for
+            right or wrong, never for time).
         arch: ``x86_64`` or ``arm64``: the processor that runs the CPU kernels; empty for an ssh
             machine that was not asked yet, see ``runtime.host.open_host``.
         isa: its instruction-set extensions, see ``runtime.machine``.
         threads: intra-op threads of a session, 0 for ONNX Runtime's own choice.
         host: of ssh, as the OpenSSH client takes it: an alias, ``user@host``, ``ssh://user@host:port``.
-        provider: of ssh: ``cpu`` or ``cuda``.
+        provider: of ssh: ``cpu``, ``cuda`` or ``tensorrt``.
         core: of arm-emulated: a key of ``CORES``, empty for all of them.
         python: the command that starts a Python with onnxruntime there; empty for the default.
     """
@@ -66,12 +68,17 @@ class Target:
     @property
     def on_gpu(self) -> bool:
         """Whether a GPU does the work."""
-        return self.device == "cuda" or self.provider == "cuda"
+        return self.engine != "cpu"
+
+    @property
+    def engine(self) -> str:
+        """What computes: ``cpu``, ``cuda`` or ``tensorrt``."""
+        return self.provider or (self.device if self.device in PROVIDERS else "cpu")
 
     @property
     def providers(self) -> tuple[str, ...]:
         """ONNX Runtime execution providers, most wanted first."""
-        return PROVIDERS["cuda" if self.on_gpu else "cpu"]
+        return PROVIDERS[self.engine]
 
     @property
     def remote(self) -> bool:
@@ -101,7 +108,7 @@ def parse_target(spec: str | Mapping[str, object] = "cpu", threads: int = 0) -> 
     """Make a Target from what a recipe or ``--target`` says; nothing is opened.
 
     Args:
-        spec: ``cpu``, ``cuda``, ``arm``, ``ssh:HOST``, ``ssh:HOST/cuda``, ``arm-emulated``,
+        spec: ``cpu``, ``cuda``, ``tensorrt``, ``arm``, ``ssh:HOST``, ``ssh:HOST/cuda``, ``arm-emulated``,
             ``arm-emulated:n1``; or a mapping such as ``{device: arm, isa: [dotprod]}`` or
             ``{device: ssh, host: pi4, python: venv/bin/python, provider: cuda}``.
         threads: intra-op threads; goes before those of a mapping.
@@ -215,12 +222,16 @@ def check_available(target: Target) -> None:
     wanted = target.providers[0]
     available = ort.get_available_providers()
     if not target.here:
-        raise TargetError(
-            f"target '{target.name}' is not this machine",
-            hint="measure on the device itself; the model can still be written for it",
+        hint = (
+            f"effdl compare MODEL --target {target.name} says whether it computes there what it "
+            "computes here"
+            if target.remote
+            else "measure on the device itself; the model can still be written for it"
         )
+        raise TargetError(f"target '{target.name}' is not this machine", hint=hint)
     if wanted not in available:
-        hint = "pip install 'effdl[gpu]'" if target.on_gpu else ""
+        more = " tensorrt" if target.engine == "tensorrt" else ""
+        hint = f"pip install 'effdl[gpu]'{more}" if target.on_gpu else ""
         raise TargetError(
             f"{wanted} is not in this onnxruntime (it has {', '.join(available)})", hint=hint
         )

@@ -122,7 +122,7 @@ class ConvertFloat16(NodePass):
             ctx.note("constants_moved_into_range", counts.clamped)
         checked = ctx.feeds is not None and len(ctx.feeds) > 0
         ctx.note("activations", "checked" if checked else "not checked: no calibration data")
-        if ctx.target.device == "cpu" and ctx.target.arch == "x86_64":
+        if ctx.target.arch == "x86_64" and not ctx.target.on_gpu:
             ctx.note(
                 "warning", "ONNX Runtime computes float16 more slowly than float32 on x86 CPUs"
             )

@@ -33,7 +33,12 @@ class Format:
 
 def decline(target: Target) -> str:
     """Return why 8-bit integers do not pay on the target, an empty string when they may."""
-    if target.device == "cuda":
+    if target.engine == "tensorrt":
+        return (
+            "what TensorRT takes as 8-bit integers is another form than the one written here; use "
+            "convert_float16 there"
+        )
+    if target.on_gpu:
         return (
             "ONNX Runtime's CUDA provider has no 8-bit integer kernels: the nodes would fall back "
             "to the CPU; use convert_float16 there"

@@ -16,9 +16,12 @@ from effdl.runtime.worker.session import session_options
 
 _KERNEL = "_kernel_time"
 _OWNERS = ("If", "Loop", "Scan")
-"""The time of these has that of the nodes in their bodies in it."""
+"""The time of these has that of running their bodies in it."""
+_BODY = "SequentialExecutor::Execute"
+"""One run of a graph: the model's, or a body's."""
 _INLINE_BYTES = "1024"
 _PROBE_RUNS = 100
+_WEIGHTS = ".data"
 
 if TYPE_CHECKING:
     Event = dict[str, Any]
@@ -30,7 +33,7 @@ def open_traced(
     """Open a profiling session; returns it and why the graph could not be written, empty if it was.
 
     Args:
-        graph: file that gets the graph as it will be run, its weights beside it.
+        graph: file that gets the graph as it will be run, without its larger weights.
         prefix: of the name of the profile.
     """
     if providers[0] != "CPUExecutionProvider":
@@ -46,15 +49,19 @@ def open_traced(
         if target:
             options.optimized_model_filepath = target
             name = "session.optimized_model_external_initializers"
-            weights = os.path.basename(target) + ".data"
+            weights = os.path.basename(target) + _WEIGHTS
             options.add_session_config_entry(name + "_file_name", weights)
             options.add_session_config_entry(name + "_min_size_in_bytes", _INLINE_BYTES)
         try:
-            return ort.InferenceSession(model, options, providers=providers), why
+            session = ort.InferenceSession(model, options, providers=providers)
         except Exception as e:
             if not target:
                 raise Refusal("load", str(e)) from e
             why = str(e)  # nodes that a provider compiled cannot be written
+        else:
+            if os.path.exists(graph + _WEIGHTS):  # as large as the model, and nobody reads it
+                os.remove(graph + _WEIGHTS)
+            return session, why
     raise AssertionError("the loop returns or raises")
 
 
@@ -87,7 +94,7 @@ def event_cost(model: str, prefix: str) -> float:
         told = read_profile(path, _PROBE_RUNS // 2, True)["nodes"]
     finally:
         os.remove(path)
-    mean = sum(row["ms"] for row in told) * 1000 / len(told)
+    mean = float(sum(row["ms"] for row in told)) * 1000 / len(told)
     return max(0.0, mean - sorted(walls)[_PROBE_RUNS // 4] / 1000 / len(told))
 
 
@@ -109,29 +116,40 @@ def read_profile(path: str, skip: int, trim: bool) -> dict[str, Any]:
         trim: leave out the fourth of the runs with the smallest total, and that with the largest.
     """
     events: list[Event] = json.loads(Path(path).read_text(encoding="utf-8", errors="replace"))
-    kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(_KERNEL)]
+    kernels = [e for e in events if _is_kernel(e) or e["name"] == _BODY]
     runs = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run")
     parts = _by_run(sorted(kernels, key=_nesting), runs)[skip:]
-    parts = [p for p in parts if p]
+    parts = [p for p in parts if any(_is_kernel(e) for e in p)]
     if not parts:
         raise Refusal("run", "ONNX Runtime wrote no kernel times")
     timed = [list(zip(part, _own_times(part))) for part in parts]  # noqa: B905 (py3.8)
     if trim and len(timed) >= 4:
-        timed.sort(key=lambda part: sum(us for _, us in part))
+        timed.sort(key=lambda part: sum(us for event, us in part if _is_kernel(event)))
         quarter = len(timed) // 4
         timed = timed[quarter : len(timed) - quarter]
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for part in timed:
         for event, us in part:
+            if not _is_kernel(event):
+                continue
             row = rows.setdefault(_key(event), _row(event))
             row["ms"] += us / 1000 / len(timed)
             row["calls"] += 1 / len(timed)
     return {"nodes": list(rows.values()), "runs": len(timed)}
 
 
-def _nesting(event: Event) -> tuple[int, int, bool]:
+def _is_kernel(event: Event) -> bool:
+    return event.get("cat") == "Node" and bool(event["name"].endswith(_KERNEL))
+
+
+def _is_owner(event: Event) -> bool:
+    return event["args"].get("op_name") in _OWNERS
+
+
+def _nesting(event: Event) -> tuple[int, int, int]:
     """Order by time; who holds others comes before them."""
-    return event["ts"], -event["dur"], event["args"].get("op_name") not in _OWNERS
+    rank = 0 if _is_owner(event) else 2 if _is_kernel(event) else 1
+    return event["ts"], -event["dur"], rank
 
 
 def _by_run(kernels: list[Event], runs: list[tuple[int, int]]) -> list[list[Event]]:
@@ -146,16 +164,16 @@ def _by_run(kernels: list[Event], runs: list[tuple[int, int]]) -> list[list[Even
 
 
 def _own_times(events: list[Event]) -> list[float]:
-    """Return the microseconds of each event without those of the events inside it."""
+    """Return the microseconds of each event, those of an If, Loop or Scan without its bodies'."""
     own = [float(e["dur"]) for e in events]
     open_: dict[int, list[int]] = {}
     for k, event in enumerate(events):
         stack = open_.setdefault(event["tid"], [])
         while stack and event["ts"] >= events[stack[-1]]["ts"] + events[stack[-1]]["dur"]:
             stack.pop()
-        if stack:
+        if stack and _is_owner(events[stack[-1]]):
             own[stack[-1]] -= event["dur"]
-        if event["args"].get("op_name") in _OWNERS:
+        if _is_owner(event) or not _is_kernel(event):
             stack.append(k)
     return [max(us, 0.0) for us in own]
 
