@@ -214,7 +214,9 @@ class _Turn:
                 os.kill(worker.pid, signal.SIGCONT)
 
 
-def disturbance(model: Path, feeds: Feeds, seconds: float, spinning: bool) -> verdict.Comparison:
+def disturbance(
+    model: Path, feeds: Feeds, seconds: float, spinning: bool, generations: int = 4
+) -> verdict.Comparison:
     """Return the time of a model alone over its time beside three loaded models, at 2 threads."""
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -246,7 +248,7 @@ def disturbance(model: Path, feeds: Feeds, seconds: float, spinning: bool) -> ve
                 one, *others = workers
                 yield [_Turn(one, [one] * 3, others), _Turn(one, others, ())]
 
-        timing = take_turns(start, Plan(2 * seconds, generations=4))
+        timing = take_turns(start, Plan(2 * seconds, generations=generations))
     return verdict.compare(timing.levels[0], timing.levels[1])
 
 

@@ -57,9 +57,16 @@ def main() -> None:
                 args.model, goal, Samples(args.model, args.data, args.samples), **options
             )
             print(row(name, args.model, goal, args.seconds), flush=True)
-        ungated = effdl.RunOptions(bench_seconds=0, gate="off")
+        ungated = effdl.RunOptions(bench_seconds=0, gate="off", keep_going=True)
         effdl.optimize(args.model, "cnn-int8", goal, data=args.data, options=ungated)
-        print(row("`effdl optimize -c cnn-int8 --gate off`", args.model, goal, args.seconds))
+        print(
+            row(
+                "`effdl optimize -c cnn-int8 --gate off --keep-going`",
+                args.model,
+                goal,
+                args.seconds,
+            )
+        )
 
 
 def row(name: str, model: Path, quantized: Path, seconds: float) -> str:

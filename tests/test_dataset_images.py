@@ -200,7 +200,7 @@ def test_preprocessing_has_to_be_said(classes: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "spec", "message"),
     [
-        ("float[N,8]", "unit", "has 2 axes"),
+        ("float[N,8]", "unit", r"is \['N', 8\]: pictures are"),
         ("uint8[N,3,8,8]", "unit", "takes uint8, unit pictures are fractions"),
         ("int64[N,3,8,8]", "raw", "takes int64"),
         ("float[N,1,8,8]", "unit,color=RGB", "has 1 channels, RGB has 3"),

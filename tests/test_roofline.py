@@ -1,7 +1,8 @@
-"""The roof of a machine, its cache, the work of a model, and where below the roof it runs."""
+"""The roof of a machine, and where below the roof it runs."""
 
 import json
 import os
+import shlex
 import sys
 import time
 from dataclasses import asdict, replace
@@ -18,116 +19,20 @@ from effdl.graph import io
 from effdl.measure import roofline
 from effdl.measure.bench import bench
 from effdl.measure.roofline import Roof, of_machine, peaks, place, placed, probe_model, probes
-from effdl.measure.work import Work, batch_of, feed_dims, model_work
+from effdl.measure.work import Work, model_work
 from effdl.render import bench_rows, roof
 from effdl.render.bench_markdown import bench_markdown
 from effdl.render.doctor import print_doctor
 from effdl.report import BenchReport, BenchResult, Latency, Peaks
-from effdl.runtime.cache import Cache, user_cache
+from effdl.runtime.cache import Cache
 from effdl.runtime.doctor import doctor
 from effdl.runtime.host import open_host
 from effdl.runtime.target import parse_target
-from tests.support import SAMPLES, from_text
-from tests.weighted import weighted
+from tests.loopback import MISSING, loopback
+from tests.support import SAMPLES
 
 CPU = parse_target("cpu")
 ROOF = Peaks(1, 100.0, 400.0, 30.0, 0.0, 32 << 20, 75.0)
-TEXT = '<ir_version: 8, opset_import: ["": 17]> g '
-
-
-# --- the work of a model
-
-
-QUANT = {"s": np.array(0.1, np.float32), "z": np.array(0, np.uint8), "zw": np.array(0, np.int8)}
-"""Scale and zero points."""
-
-
-def test_macs_and_bytes_of_one_product() -> None:
-    text = "(float[B,8] x, float[8,4] w) => (float[B,4] y) { y = MatMul(x, w) }"
-    found = model_work(weighted(TEXT + text, w=_zeros(8, 4)), [{"x": _zeros(3, 8)}])
-    assert found.macs == 3 * 8 * 4
-    assert found.params == 32
-    assert found.formats == {"fp32": 1.0}
-    data = 4 * (3 * 8 + 3 * 4)
-    assert found.moved == 4 * 32 + data + data  # weights, graph inputs and outputs, the node's
-    assert found.resident == 4 * 32 + data
-    assert found.batch == 3
-
-
-def test_elementwise_nodes_move_nothing_of_their_own() -> None:
-    text = "(float[2,8] x, float[8,8] w) => (float[2,8] y) "
-    moved = {
-        model_work(weighted(TEXT + text + body, w=_zeros(8, 8)), [{"x": _zeros(2, 8)}]).moved
-        for body in ("{ y = MatMul(x, w) }", "{ a = MatMul(x, w) b = Relu(a) y = Sigmoid(b) }")
-    }
-    assert len(moved) == 1
-
-
-def test_a_qdq_model_counts_in_bytes() -> None:
-    text = (
-        "(float[2,8] x, int8[8,4] w, float s, uint8 z, int8 zw) => (float[2,4] y) {"
-        " q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) dw = DequantizeLinear(w, s, zw)"
-        " m = MatMul(d, dw) r = Relu(m) e = QuantizeLinear(r, s, z) y = DequantizeLinear(e, s, z) }"
-    )
-    model = weighted(TEXT + text, w=np.zeros((8, 4), np.int8), **QUANT)
-    found = model_work(model, [{"x": _zeros(2, 8)}])
-    assert found.formats == {"int8": 1.0}
-    weights = 32 + 4 + 1 + 1
-    assert found.moved == weights + 4 * (16 + 8) + (16 + 8)
-
-
-def test_number_formats_by_share_of_macs() -> None:
-    text = (
-        "(uint8[4,8] a, float16[4,8] h, float[4,8] x, int8[8,8] b, float16[8,8] c, float[8,24] d)"
-        " => (int32[4,8] y, float16[4,8] z, float[4,24] u)"
-        " { y = MatMulInteger(a, b) z = MatMul(h, c) u = MatMul(x, d) }"
-    )
-    model = weighted(
-        TEXT + text, b=np.zeros((8, 8), np.int8), c=np.zeros((8, 8), np.float16), d=_zeros(8, 24)
-    )
-    feed = {"a": np.zeros((4, 8), np.uint8), "h": np.zeros((4, 8), np.float16), "x": _zeros(4, 8)}
-    want = {"int8": 0.2, "fp16": 0.2, "fp32": 0.6}
-    assert model_work(model, [feed]).formats == pytest.approx(want)
-
-
-def test_weights_alone_in_8_bits_are_multiplied_in_float() -> None:
-    text = (
-        "(float[2,8] x, int8[8,4] w, float s, int8 zw) => (float[2,4] y)"
-        " { dw = DequantizeLinear(w, s, zw) y = MatMul(x, dw) }"
-    )
-    weights = {"w": np.zeros((8, 4), np.int8), "s": QUANT["s"], "zw": QUANT["zw"]}
-    found = model_work(weighted(TEXT + text, **weights), [{"x": _zeros(2, 8)}])
-    assert found.formats == {"fp32": 1.0}
-
-
-def test_feeds_of_several_shapes_count_on_average() -> None:
-    model = from_text(
-        TEXT + "(float[1,N] x) => (float[N,N] y) { t = Transpose(x)\n y = MatMul(t, x) }"
-    )
-    feeds = [{"x": _zeros(1, n)} for n in (4, 4, 10)]
-    assert model_work(model, feeds).macs == round((16 + 16 + 100) / 3)
-    assert feed_dims(model, feeds[0]) == {"N": 4}
-
-
-@pytest.mark.parametrize(
-    ("inputs", "feed", "batch"),
-    [
-        ("float[batch,3] x, float[2,batch,8] h", {"x": (5, 3), "h": (2, 5, 8)}, 5),
-        ("float[N,3] x, float[N] m", {"x": (7, 3), "m": (7,)}, 7),
-        ("float[1,3,8,8] x", {"x": (1, 3, 8, 8)}, 1),
-        ("float[4,3,8,8] x", {"x": (4, 3, 8, 8)}, 4),
-        ("float[1,576] x, float[2,1,128] h", {"x": (1, 576), "h": (2, 1, 128)}, None),
-        ("float[128,3] x", {"x": (128, 3)}, None),
-        ("float x", {"x": ()}, None),
-    ],
-)
-def test_samples_in_a_run(inputs: str, feed: dict[str, tuple[int, ...]], batch: int | None) -> None:
-    model = from_text(TEXT + f"({inputs}) => (float y) {{ y = ReduceSum <keepdims = 0> (x) }}")
-    assert batch_of(model, {k: _zeros(*v) for k, v in feed.items()}) == batch
-
-
-def _zeros(*shape: int) -> np.ndarray[Any, Any]:
-    return np.zeros(shape, np.float32)
 
 
 # --- the place below the roof
@@ -241,6 +146,21 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0.2 < found.bandwidth < 5000
         assert peaks(host, CPU, 1, folder=tmp_path) == found
         assert time.time() - begin < 60
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+def test_a_machine_behind_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "_BLOCK_MS", 1.0)
+    with loopback(tmp_path) as server:
+        monkeypatch.setenv("PATH", f"{server.bin}{os.pathsep}{os.environ['PATH']}")
+        place = parse_target({"device": "ssh:board", "python": shlex.quote(sys.executable)})
+        with open_host(place) as host:
+            found = peaks(host, place, 1, folder=tmp_path / "cache")
+    assert found is not None
+    assert found.fp32_gflops > 0.5
+    assert found.int8_gops > 0.5
+    # It is this machine, and the worker there said so: the same key.
+    assert of_machine(CPU, measure=False, folder=tmp_path / "cache") == (found,)
 
 
 # --- peaks of a machine that is made up
@@ -492,65 +412,6 @@ def test_bench_measures_peaks_only_when_asked(
     assert m.batch == 1
     assert m.throughput == pytest.approx(1e3 / m.latency.median)
     assert report.energy
-
-
-# --- the cache
-
-
-def test_the_cache_keeps_forgets_and_never_shares(tmp_path: Path) -> None:
-    cache = Cache("a", 1, tmp_path)
-    cache.put({"k": 1}, {"x": 2.5})
-    assert cache.get({"k": 1}, 100) == {"x": 2.5}
-    assert cache.get({"k": 2}, 100) is None
-    assert cache.get({"k": 1}, -1) is None
-    assert Cache("b", 1, tmp_path).get({"k": 1}, 100) is None
-    assert Cache("a", 2, tmp_path).get({"k": 1}, 100) is None
-    (file,) = tmp_path.iterdir()
-    content = json.loads(file.read_text())
-    file.write_text(
-        json.dumps({**content, "time": time.time() + 1000})
-    )  # a clock that was set back
-    assert cache.get({"k": 1}, 100) is None
-
-
-@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
-def test_where_nothing_can_be_written_nothing_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    cache = Cache("a", 1, tmp_path / "file" / "below")
-    cache.put({"k": 1}, {"x": 1})
-    assert cache.get({"k": 1}, 100) is None
-
-
-def test_a_write_that_fails_leaves_no_half_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    Cache("a", 1, tmp_path).put({"k": 1}, {"x": 1})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_folder_follows_the_systems_convention(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/u"))
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x/cache")
-    assert user_cache() == Path("/x/cache/effdl")
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the specification says to ignore it
-    assert user_cache() == Path("/home/u/.cache/effdl")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert user_cache() == Path("/home/u/.cache/effdl")
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert user_cache() == Path("/home/u/Library/Caches/effdl")
-
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    assert user_cache() is None
-    Cache("a", 1).put({"k": 1}, {"x": 1})
-    assert Cache("a", 1).get({"k": 1}, 100) is None
 
 
 # --- what people see

@@ -17,7 +17,6 @@ import onnx_ir as ir
 import pytest
 from typer.testing import CliRunner
 
-from effdl import api
 from effdl.cli.app import app
 from effdl.data.random import random_feeds
 from effdl.errors import ModelError, TargetError
@@ -341,22 +340,21 @@ def test_silence_ends_the_far_end(
         assert emptied(board.far, 4.0) is not lives
 
 
-@pytest.mark.usefixtures("board")
-def test_an_interrupt_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    pids: list[int] = []
-    real = WorkerProcess.ask
-
-    def ask(self: WorkerProcess, command: str, **options: object) -> dict[str, object]:
-        if command == "block":
-            pids.append(int(real(self, "hello")["pid"]))
-            raise KeyboardInterrupt
-        return real(self, command, **options)
-
-    monkeypatch.setattr(WorkerProcess, "ask", ask)
-    with pytest.raises(KeyboardInterrupt):
-        api.bench(MLP, target={"device": "ssh:board", "python": sys.executable}, seconds=0.2)
-    assert all(gone(pid) for pid in pids)
-    assert pids
+def test_ctrl_c_leaves_nothing_but_a_line(board: Loopback) -> None:
+    command = [sys.executable, "-m", "effdl", "bench", str(MLP), "--seconds", "60", "--no-peaks"]
+    far = ["--target", "ssh:board", "--python", sys.executable]
+    with subprocess.Popen([*command, *far], stderr=subprocess.PIPE, text=True, cwd=ROOT) as run:
+        end = time.monotonic() + 60
+        while len(pids := [p.name for p in board.far.glob("effdl-*/pids/*")]) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        time.sleep(0.5)
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert said.splitlines()[-1] == "effdl: error: interrupted; nothing was written"
+    assert emptied(board.far)
+    assert all(gone(int(pid)) for pid in pids)
 
 
 def test_a_killed_effdl_leaves_nothing(board: Loopback, tmp_path: Path) -> None:

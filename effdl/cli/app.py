@@ -40,6 +40,8 @@ app.add_typer(recipe_app, name="recipe")
 app.command()(report)
 app.command()(doctor)
 
+_INTERRUPTED = 130
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -67,8 +69,12 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except SystemExit as e:
+        if e.code == _INTERRUPTED:  # Typer makes this of Ctrl-C, without a word
+            _fail("interrupted; nothing was written", "", _INTERRUPTED)
+        raise
     except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", "", 130)
+        _fail("interrupted; nothing was written", "", _INTERRUPTED)
     except MemoryError:
         _fail("out of memory", "a smaller --dim, fewer calibration samples", 1)
     except Exception as e:

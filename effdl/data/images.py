@@ -162,9 +162,9 @@ def _input(model: ir.Model, spec: Source) -> tuple[ir.Value, Dims]:
         )
     shape = dims_of(inputs[0].shape)
     if shape is None or len(shape) not in (3, 4):
-        got = "no known shape" if shape is None else f"{len(shape)} axes"
+        got = "has no known shape" if shape is None else f"is {list(shape)}"
         raise DataError(
-            f"input '{inputs[0].name}' has {got}: pictures have [batch, channels, height, width]",
+            f"input '{inputs[0].name}' {got}: pictures are [batch, channels, height, width]",
             hint="an .npz or a folder of .npy with the arrays as the model wants them",
             where=str(spec.path),
         )

@@ -198,7 +198,12 @@ def difference(before: Scored, after: Scored, seed: int = 0) -> Difference:
     if before.metric != after.metric or before.count != after.count:
         raise ValueError("scores of different metrics or samples cannot be compared")
     if before.samples is not None and after.samples is not None:
-        found = paired_difference(before.samples, after.samples, seed)
+        scores = (before.samples, after.samples)
+        found = (
+            paired_difference(*scores, seed)
+            if before.share  # an error of 0 is no wrong answer
+            else bootstrap_mean(scores[1] - scores[0], seed)
+        )
     else:
         found = bootstrap(lambda i: after.of(i) - before.of(i), before.count, seed)
     low, high = (found.low, found.high) if before.higher_is_better else (-found.high, -found.low)

@@ -59,7 +59,7 @@ def changes(before: Profile, after: Profile) -> tuple[OpChange, ...]:
     found = []
     for kind in dict.fromkeys([*sides[0], *sides[1]]):
         (count, ms, ops), (count2, ms2, ops2) = (s.get(kind, (0, 0.0, {})) for s in sides)
-        became = tuple(op for op in ops2 if op not in ops) if count and count2 else ()
+        became = tuple(sorted(ops2.keys() - ops)) if count and count2 else ()
         found.append(OpChange(kind, count, count2, ms, ms2, became))
     rest, rest2 = (max(0.0, p.wall_ms - p.kernel_ms) for p in (before, after))
     found.append(OpChange(OVERHEAD, 0, 0, rest, rest2))

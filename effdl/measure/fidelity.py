@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from effdl.data.feeds import Feed, Feeds
 from effdl.errors import DataError, ModelError, UsageError, nearest
+from effdl.graph.io import load
 from effdl.measure.fidelity_outputs import TOLERANCE, Comparison, Tolerance, compare_outputs
 from effdl.measure.fidelity_sums import Array
 from effdl.report import CompareReport
@@ -141,6 +142,8 @@ def _both_float(dtype: np.dtype[np.generic], array: Array) -> bool:
 
 
 def _open(model: ir.Model | Path, target: Target | None, optimize: bool) -> Session:
+    if isinstance(model, Path) and not model.is_file():
+        load(model)  # says what is wrong in better words than ONNX Runtime
     try:
         return open_session(model, target, optimize=optimize)
     except ModelError as e:

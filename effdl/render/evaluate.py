@@ -19,7 +19,8 @@ _STYLE = {"better": "bold green", "worse": "bold red"}
 def print_evaluate(report: EvaluateReport) -> None:
     """Print what was scored, a row per model, and what the differences mean."""
     console = out()
-    what = f"{report.metric} of output '{report.output}' on {report.samples} samples"
+    better = "" if report.higher_is_better else " (lower is better)"
+    what = f"{report.metric}{better} of output '{report.output}' on {report.samples} samples"
     console.print(f"{what} from {report.source}, {report.target}", overflow="fold")
     if report.reference:
         console.print(f"the outputs of {Path(report.reference).name} stand in for labels")
@@ -28,8 +29,7 @@ def print_evaluate(report: EvaluateReport) -> None:
     compared = any(m.difference is not None for m in report.models)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", overflow="fold")
-    better = "" if report.higher_is_better else " (lower is better)"
-    table.add_column(f"{report.metric}{better}", justify="right", overflow="fold")
+    table.add_column(report.metric, justify="right", overflow="fold")
     bounded = not compared or console.width >= _WIDE
     if bounded:
         table.add_column("95 % interval", justify="right", no_wrap=True)
