@@ -33,7 +33,7 @@ def test_report_of_this_machine() -> None:
     assert report.versions["numpy"] == np.__version__
     assert (report.cpu, report.cores, report.isa) == (machine.cpu, machine.cores, machine.isa)
     assert report.providers == tuple(ort.get_available_providers())
-    assert set(report.extras) == {"tune", "train", "gpu"}
+    assert set(report.extras) == {"tune", "train", "gpu", "data"}
     if "CUDAExecutionProvider" not in report.providers:
         assert report.cuda == "not installed"
     assert json.loads(json.dumps(to_json(report)))["arch"] == machine.arch

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from effdl.runtime.host import Host
 
 CORE = ("onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnx-ir", "numpy")
-EXTRAS = {"tune": "optuna", "train": "torch", "gpu": "onnxruntime-gpu"}
+EXTRAS = {"tune": "optuna", "train": "torch", "gpu": "onnxruntime-gpu", "data": "tokenizers"}
 TESTED = {
     "onnx": ((1, 20), (2,)),
     "onnxruntime": ((1, 23), (2,)),
