@@ -67,7 +67,11 @@ __all__ = [
     "save",
 ]
 
-_HOME = {"Recipe": "effdl.recipe", "RunOptions": "effdl.run_options", "PassBug": "effdl.run_options"}
+_HOME = {
+    "Recipe": "effdl.recipe",
+    "RunOptions": "effdl.run_options",
+    "PassBug": "effdl.run_options",
+}
 
 
 def __getattr__(name: str) -> Any:

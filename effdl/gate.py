@@ -39,6 +39,8 @@ _PATIENCE = 2.5
 """A pass that is too noisy to judge is measured once more, this many times as long."""
 _MARGIN = 0.8
 """Share of the limit that a repair aims at."""
+_SUSPECTS = 32
+"""Steps that a repair chooses from."""
 _NAMED = 3
 """Operators that a reason names."""
 
@@ -272,7 +274,7 @@ class Gate:
     def _name_layers(self, found: GateReport, original: ir.Model, after: ir.Model) -> GateReport:
         """Add the layers at which the error arises."""
         self.tell("looking for the layers at fault")
-        report = locate(original, after, self.feeds().first(1), self.check_target, top=None)
+        report = locate(original, after, self.feeds().first(1), self.check_target, top=_SUSPECTS)
         said = [f"{op} {name}" for name, op, _ in worst(report, _NAMED)]
         reason = f"{found.reason}; most comes from {', '.join(said)}" if said else found.reason
         names = at_fault(report)

@@ -1,6 +1,6 @@
 """How often `effdl bench` is wrong: a model against itself, and against itself slowed by 5 %.
 
-    python scripts/measure_noise.py [--models A.onnx B.onnx C.onnx] [--repeats 40] [--seconds 2.5] [--write]
+    python scripts/measure_noise.py [--models A.onnx B.onnx C.onnx] [--repeats 40] [--seconds 2] [--write]
 
 Every repeat is one bench of three: the model, the same file again (A/A), and the same file in a worker
 that waits busily after each inference, inside the timed section, for 5 % of the time the inference took
@@ -10,7 +10,7 @@ A verdict of faster or slower on the second is wrong; anything but slower on the
 Then, for the slowest of them, whether loaded models disturb each other: its latency at 2 threads beside three
 other loaded models, each of which has just run when it is measured, against alone (the others are
 stopped, and it ran itself meanwhile); once as effdl runs sessions, once with pools that may spin on.
-Times the quiet machine wants; without arguments it takes about 15 minutes.
+On a machine with nothing else to do it takes about 15 minutes, on a busy one up to 25.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", type=Path, default=DEFAULTS)
     parser.add_argument("--repeats", type=int, default=40)
-    parser.add_argument("--seconds", type=float, default=2.5, help="the most time per model")
+    parser.add_argument("--seconds", type=float, default=2.0, help="the most time per model")
     parser.add_argument("--write", action="store_true", help="write docs/measurement.md")
     options = parser.parse_args()
     began = time.perf_counter()

@@ -131,6 +131,8 @@ def test_real_inputs_can_be_scanned_by_batch_only(
         (["--scan", "batch"], "NAME=N,N"),
         (["--scan", "nothing=1,2"], "nothing"),
         (["--baseline", "missing.json"], "cannot be read"),
+        (["--export-json", "no/such/folder.json"], "folder does not exist"),
+        (["--export-markdown", "."], "this is a folder"),
         (["--fail-if-slower", "1%", "--min-effect", "5%"], "below --min-effect"),
     ],
 )

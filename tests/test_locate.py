@@ -207,9 +207,7 @@ def test_a_tensor_that_means_something_else_is_left_out() -> None:
     )
     report = locate(dense(*CHAIN), dense(*moved), feeds())
     assert report.first is None
-    assert report.notes == (
-        "1 tensor left out that differ while what follows from them agrees, such as 'c'",
-    )
+    assert report.notes == ("left out, since all behind agrees: 1 tensor, such as 'c'",)
     # The same in a model that really differs behind it.
     report = locate(dense(*CHAIN), dense(*moved, scale={"w2": 1.1}), feeds())
     assert report.first is not None
@@ -368,8 +366,8 @@ def test_subgraphs_are_out_of_reach_and_said_so() -> None:
     assert (report.first.tensor, report.first.op_type) == ("z", "If")
     assert report.first.inputs == (("s", 0.0),)
     assert report.notes == (
-        "3 tensors inside the reference's subgraphs are out of reach",
-        "3 tensors inside the candidate's subgraphs are out of reach",
+        "out of reach inside the reference's subgraphs: 3 tensors",
+        "out of reach inside the candidate's subgraphs: 3 tensors",
     )
 
 
@@ -380,7 +378,7 @@ def test_types_that_numpy_has_not_are_left_out() -> None:
     report = locate(from_text(text), from_text(text.replace("Exp(z)", "Sin(z)")), feeds(1))
     assert report.first is not None
     assert report.first.tensor == "m"
-    assert report.notes == ("2 tensors left out whose type numpy has not",)
+    assert report.notes == ("left out, since numpy has not their type: 2 tensors",)
 
 
 def test_integers_are_compared_exactly_and_have_no_effect() -> None:
@@ -394,6 +392,42 @@ def test_integers_are_compared_exactly_and_have_no_effect() -> None:
     assert report.first is not None
     assert (report.first.tensor, report.first.effect) == ("a", None)
     assert report.jumps == ()
+
+
+def test_weights_that_are_graph_inputs() -> None:
+    def with_inputs(model: ir.Model) -> ir.Model:
+        model.graph.inputs.extend(model.graph.initializers.values())
+        return model
+
+    good, bad = with_inputs(dense(*CHAIN)), with_inputs(dense(*CHAIN, scale={"w2": 1.1}))
+    report = locate(good, bad, feeds())
+    assert [(j.node, j.alone) for j in report.jumps] == [("fc2", pytest.approx(0.1, rel=1e-3))]
+
+
+QDQ = """<ir_version: 8, opset_import: ["": 17]> g (float[N,4] x) => (float[N,4] y)
+    <float s = {{0.01}}, uint8 z = {{128}}> {{ a = Tanh(x) q = QuantizeLinear(a, s, z)
+    {between} b = DequantizeLinear({last}, s, z) c = {op}(b) y = Neg(c) }}"""
+
+
+@pytest.mark.parametrize(
+    ("between", "last"),
+    [("", "q"), ("i = Identity(q) j = Identity(i)", "j"), ("m = MaxPool1(q)", "m")],
+)
+def test_a_step_behind_a_rounded_tensor_gets_the_reference(between: str, last: str) -> None:
+    """Also with an Identity between, and if the integers themselves are read."""
+    between = between.replace("MaxPool1(q)", "Transpose<perm=[0,1]>(q)")
+    wanted = from_text(
+        f"{HEAD} g (float[N,4] x) => (float[N,4] y) {{ a = Tanh(x) c = Exp(a) y = Neg(c) }}"
+    )
+    other = from_text(QDQ.format(between=between, last=last, op="Exp"))
+    jumps = {j.tensor: j for j in locate(wanted, other, feeds()).jumps}
+    assert jumps["a"].unrounded == 0.0
+    assert 0 < (jumps["a"].alone or 0) < 0.01
+    if last == "m":  # the integers are read: what comes in is rounded once more
+        assert 0 < (jumps["c"].alone or 0) < 0.01
+    else:
+        assert "c" not in jumps
+    assert "y" not in jumps
 
 
 def test_old_opsets_have_no_broadcasting_add() -> None:

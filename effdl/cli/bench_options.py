@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
-from effdl.errors import UsageError
+from effdl.errors import OutputError, UsageError
 
 _MIN_EFFECT = 0.02  # as measure.verdict has it, which would load numpy
 
@@ -98,3 +99,17 @@ def parse_limits(fail_if_slower: str | None, min_effect: str | None) -> tuple[fl
             hint=f"--min-effect {fail_if_slower}",
         )
     return limit, effect
+
+
+def check_folder(path: Path | None) -> None:
+    """Refuse a file that could not be written, before minutes are spent on what goes into it.
+
+    Raises:
+        OutputError: its folder is not there, or it is a folder itself.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise OutputError("this is a folder, not a file", where=str(path))
+    if not path.absolute().parent.is_dir():
+        raise OutputError("its folder does not exist", where=str(path))

@@ -116,14 +116,16 @@ def reading(value: ir.Value) -> Reading:
 
 
 def unrounded(value: ir.Value) -> ir.Value:
-    """Return what ``value`` was before it was rounded; itself if it was not."""
+    """Return what ``value`` was before it was quantized and restored; itself if it was not."""
     node = value.producer()
-    while node is not None and rounds(node) and node.inputs[0] is not None:
-        if constant_tensor(node.inputs[0]) is not None:
-            break
-        value = node.inputs[0]
-        node = value.producer()
-    return value
+    if node is None or not rounds(node, "DequantizeLinear") or node.inputs[0] is None:
+        return value
+    before = node.inputs[0].producer()
+    while is_op(before, "Identity") and before is not None and before.inputs[0] is not None:
+        before = before.inputs[0].producer()
+    if before is None or not rounds(before, "QuantizeLinear") or before.inputs[0] is None:
+        return value
+    return unrounded(before.inputs[0])
 
 
 def maker(value: ir.Value) -> ir.Node | None:

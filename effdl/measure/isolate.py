@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from effdl.data.feeds import Feed, Feeds
 from effdl.graph.clean import clean
+from effdl.graph.walk import is_op
 from effdl.graph.weights import Names
 from effdl.measure.counterparts import reading, rounds, unrounded
 from effdl.measure.fidelity import fit
@@ -305,18 +306,37 @@ def _cut(
         fresh[source.other] = new.name or ""
     copy.graph.outputs[:] = fetched
     clean(copy)  # what is before the cut need not run
+    for value in [v for v in copy.graph.inputs if v.is_initializer() and not v.uses()]:
+        # ONNX Runtime drops such a weight and then fails to find it.
+        copy.graph.inputs.remove(value)
+        del copy.graph.initializers[value.name or ""]
     return open_session(copy, target, optimize=False), fresh
 
 
 def _read_points(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
     """Yield where ``value`` is read, behind its rounding where it is rounded."""
     for user, index in list(value.uses()):
-        if index != 0 or not rounds(user, "QuantizeLinear"):
+        behind = (
+            _restored(user.outputs[0]) if index == 0 and rounds(user, "QuantizeLinear") else None
+        )
+        if behind is None:
             yield user, index
             continue
-        for reader, place in list(user.outputs[0].uses()):
-            if place == 0 and rounds(reader, "DequantizeLinear"):
-                yield from list(reader.outputs[0].uses())
+        for restored in behind:
+            yield from list(restored.uses())
+
+
+def _restored(quantized: ir.Value) -> list[ir.Value] | None:
+    """Return what all readers of a quantized tensor make of it; None when one reads the integers."""
+    found = []
+    for reader, place in quantized.uses():
+        if place == 0 and rounds(reader, "DequantizeLinear"):
+            found.append(reader.outputs[0])
+        elif is_op(reader, "Identity") and (more := _restored(reader.outputs[0])) is not None:
+            found += more
+        else:
+            return None
+    return found
 
 
 def _is_rounded(value: ir.Value) -> bool:

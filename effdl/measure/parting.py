@@ -14,7 +14,7 @@ from effdl.graph.walk import opset
 from effdl.measure.counterparts import Pair, between, counterparts, maker, nearest, reading
 from effdl.measure.fidelity import fit
 from effdl.measure.fidelity_outputs import Comparison
-from effdl.measure.isolate import Say, Source, Step, alone, effects
+from effdl.measure.isolate import Alone, Say, Source, Step, alone, effects
 from effdl.measure.taps import chunks, fetchable, sizes, tapped
 from effdl.report import OutputError, TensorError
 from effdl.runtime.session import Session
@@ -23,6 +23,8 @@ from effdl.runtime.target import Target
 _BETTER = 0.25
 """An alternative counterpart has to have at most this share of the error of the one by name."""
 _ADD_BROADCASTS = 7
+_TRIED = 96
+"""Steps whose effect is tried at least; more where more than a third of that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,9 @@ class Search:
         order = {value: k for k, value in enumerate(self.found)}
         moved = _rearranged(self.found, {v: nearest(v, known) for v in known})
         if moved:
+            some = min(moved, key=order.__getitem__).name
             notes.append(
-                f"{len(moved)} tensor{'s' * (len(moved) > 1)} left out that differ while what "
-                f"follows from them agrees, such as '{min(moved, key=order.__getitem__).name}'"
+                f"left out, since all behind agrees: {_count(len(moved))}, such as '{some}'"
             )
         usable = {v for v, f in self.found.items() if f.comparable and v not in moved}
         shown = [v for v in self.found if v not in moved]
@@ -102,7 +104,7 @@ class Search:
     ) -> dict[ir.Value, TensorError]:
         """Return the steps that hurt most with what they do alone, most first, and ``first``.
 
-        All are tried on one feed, those that hurt most then on all of them.
+        Those whose own error is largest are tried on one feed, those that hurt most then on all.
         """
         steps = {
             v: self._step(v, before[v])
@@ -112,26 +114,27 @@ class Search:
         if not steps or opset(self.reference) < _ADD_BROADCASTS:
             return {}
         shortlist = list(steps)
+        own = self._alone(list(steps.values()), self.feeds.first(1))
         if self.top is not None:
-            screen = self._effects(list(steps.values()), self.feeds.first(1), "trying")
-            ranked = sorted(steps, key=lambda v: -screen[v])
-            shortlist = ranked[: self.top]
+            most = max(_TRIED, 3 * self.top)
+            largest = sorted(steps, key=lambda v: -own[v].error)[:most]
+            screen = self._effects([steps[v] for v in largest], self.feeds.first(1), "trying")
+            shortlist = sorted(largest, key=lambda v: -screen[v])[: self.top]
             shortlist += [v for v in steps if v is first and v not in shortlist]
         some = [steps[v] for v in shortlist]
-        self.say("alone", f"{len(some)} steps")
-        own = alone(
-            self.reference,
-            self.candidate,
-            some,
-            self.feeds,
-            self.target,
-            max_bytes=self.max_bytes,
-        )
+        if len(self.feeds) > 1:
+            own = self._alone(some, self.feeds)
         effect = self._effects(some, self.feeds, "measuring")
         return {
             v: replace(errors[v], effect=effect[v], alone=own[v].error, unrounded=own[v].unrounded)
             for v in sorted(effect, key=lambda v: -effect[v])
         }
+
+    def _alone(self, steps: Sequence[Step], feeds: Feeds) -> dict[ir.Value, Alone]:
+        self.say("alone", f"{len(steps)} steps")
+        return alone(
+            self.reference, self.candidate, steps, feeds, self.target, max_bytes=self.max_bytes
+        )
 
     def _effects(self, steps: Sequence[Step], feeds: Feeds, what: str) -> dict[ir.Value, float]:
         return effects(
@@ -160,7 +163,7 @@ class Search:
             if n in self.size and (reading(p.other).value.name or "") in there
         }
         odd = len(inside) - len(size)
-        notes = [f"{odd} tensors left out whose type numpy has not"] if odd else []
+        notes = [f"left out, since numpy has not their type: {_count(odd)}"] if odd else []
         if fed:
             self._compare(fed)
         done = 0
@@ -171,7 +174,7 @@ class Search:
         for what, model in (("reference", self.reference), ("candidate", self.candidate)):
             hidden = _hidden(model)
             if hidden:
-                notes.append(f"{hidden} tensors inside the {what}'s subgraphs are out of reach")
+                notes.append(f"out of reach inside the {what}'s subgraphs: {_count(hidden)}")
         return notes
 
     def _compare(self, pairs: Sequence[Pair]) -> None:
@@ -289,6 +292,10 @@ def _rearranged(
             moved.add(value)
             agrees[value], fits[value] = same, True
     return moved
+
+
+def _count(number: int) -> str:
+    return "1 tensor" if number == 1 else f"{number} tensors"
 
 
 def _hidden(model: ir.Model) -> int:

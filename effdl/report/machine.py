@@ -35,8 +35,8 @@ class DoctorReport:
         system: the operating system and its release.
         arch, cpu, cores, memory, isa: as in ``runtime.machine.Machine``.
         providers: execution providers of this onnxruntime build, most wanted first.
-        extras: optional parts (``tune``, ``train``, ``gpu``, ``data``) and the version that is installed, empty
-            when it is not.
+        extras: optional parts (``tune``, ``train``, ``gpu``, ``data``) and the version that is
+            installed, empty when it is not.
         int8: the number format of int8 models for this processor: ``activation_type``,
             ``weight_type``, ``reduce_range`` and ``reason``.
         cuda: ``works``, ``not installed``, or why a CUDA session does not run here.
