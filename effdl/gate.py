@@ -11,10 +11,10 @@ from typing import Any
 import onnx_ir as ir
 
 from effdl.data.dataset import Dataset
-from effdl.data.feeds import Feeds
-from effdl.errors import EffdlError
+from effdl.data.feeds import Array, Feeds
+from effdl.errors import EffdlError, ModelError
 from effdl.graph import io
-from effdl.measure.accuracy import Scored, difference, score_model
+from effdl.measure.accuracy import Scored, difference, reference_labels, score_model
 from effdl.measure.bench import bench
 from effdl.measure.blame import changes, culprits, explain
 from effdl.measure.locate import at_fault, locate, worst
@@ -99,12 +99,19 @@ def weakest(passes: Sequence[PassReport], by: str) -> int | None:
     lossy = [k for k in kept if passes[k].lossy]
     if by == "error":
         return max(lossy, key=lambda k: passes[k].error or 0.0, default=None)
-    ratios = {k: g.ratio for k in lossy if (g := passes[k].gate) is not None and g.ratio}
-    if ratios:
-        return min(ratios, key=lambda k: ratios[k])
-    if lossy:
-        return lossy[-1]
-    return kept[-1] if kept and by == "slower" else None
+    proved = {k: r for k in lossy if (r := _proved(passes[k]))}
+    doubtful = [k for k in lossy if k not in proved]
+    if by == "slower":  # a pass that claims nothing was never measured
+        doubtful = [k for k in kept if k not in lossy] + doubtful
+    if doubtful:
+        return doubtful[-1]
+    return min(proved, key=lambda k: proved[k], default=None)
+
+
+def _proved(report: PassReport) -> float:
+    """By how much a pass was measured to be faster, 0 when it was not measured."""
+    gate = report.gate
+    return gate.ratio or 0.0 if gate is not None and gate.kept and gate.by == "latency" else 0.0
 
 
 def _some(names: Sequence[str]) -> int:
@@ -150,7 +157,7 @@ class Gate:
         target: what ``host`` runs on.
         check_target: where outputs are computed.
         feeds: gives the inputs for measuring; they change with the model's interface.
-        dataset: labelled samples of the recipe's evaluation, None without.
+        dataset: gives the labelled samples of the recipe's evaluation, cut for a model; None without.
         workdir: a temporary folder.
         seconds: measuring time per model and pass.
         threads, seed: as in ``bench``.
@@ -163,7 +170,7 @@ class Gate:
     target: Target
     check_target: Target
     feeds: Callable[[], Feeds]
-    dataset: Dataset | None
+    dataset: Callable[[ir.Model], Dataset] | None
     workdir: Path
     seconds: float
     threads: int
@@ -172,6 +179,7 @@ class Gate:
     objective: str = field(init=False)
     _before: Path | None = field(init=False)
     _count: int = field(init=False, default=0)
+    _answers: Array | None = field(init=False, default=None)
     _scores: dict[str, Scored] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -195,19 +203,18 @@ class Gate:
             return held
         by = self._claim(step)
         if not by:
+            if self._before is not None:
+                self._remove(self._before)
             self._before = None
             return held
         old = self._before or self._write(before)
         new = self._write(after)
         found = self._smaller(old, new) if by == "size" else self._faster(old, new)
-        self._before = new if found.kept else old
+        self._before, gone = (new, old) if found.kept else (old, new)
+        self._remove(gone)
         if held is not None:
             found = replace(found, score=held.score, fidelity=held.fidelity)
         return found
-
-    def restart(self) -> None:
-        """Begin again at the input model."""
-        self._before = self.source
 
     def _claim(self, step: Pass) -> str:
         """What the pass is judged by, empty for nothing."""
@@ -221,6 +228,15 @@ class Gate:
         io.save(model, path)
         return path
 
+    def _remove(self, path: Path) -> None:
+        """Remove a file of ours, here and where it was measured: models may be large."""
+        if path == self.source:
+            return
+        if self.host is not None:
+            self.host.discard(path)
+        for file in (*io.data_files(path), path):
+            file.unlink()
+
     def _hold(self, original: ir.Model, after: ir.Model, error: float | None) -> GateReport | None:
         """Hold a lossy pass to the budget: by the metric, or by the output error without labels."""
         budget = self.recipe.budget
@@ -229,7 +245,7 @@ class Gate:
             return None
         if budget.accuracy_drop is not None and self.dataset is not None and spec is not None:
             self.tell(f"scoring {spec.metric}")
-            first, now = self._score(original, "input"), self._score(after)
+            first, now = self.score_input(original), self._score(after)
             kept = _drop(first, now.value) <= budget.accuracy_drop
             said = f"{spec.metric} went from {first.value:.4f} to {now.value:.4f}"
             reason = "" if kept else f"{said}, allowed is a loss of {budget.accuracy_drop:g}"
@@ -242,6 +258,10 @@ class Gate:
             return None
         return found if found.kept else self._name_layers(found, original, after)
 
+    def score_input(self, model: ir.Model | Path) -> Scored:
+        """Score the input model, once; what is wrong with data or labels shows here."""
+        return self._score(model, "input")
+
     def _score(self, model: ir.Model | Path, key: str = "") -> Scored:
         """Score a model on the evaluation data; once for all of the same ``key``."""
         spec = self.recipe.data.evaluation
@@ -249,7 +269,15 @@ class Gate:
         assert spec is not None
         if key in self._scores:
             return self._scores[key]
-        found = score_model(model, self.dataset, spec.metric, self.check_target, output=spec.output)
+        samples = self.dataset(io.load(model) if isinstance(model, Path) else model)
+        if spec.metric == "agreement" and samples.labels is None:
+            if self._answers is None:
+                answers = reference_labels(
+                    self.source, samples, spec.metric, self.check_target, output=spec.output
+                )
+                self._answers = answers.labels
+            samples = replace(samples, labels=self._answers)
+        found = score_model(model, samples, spec.metric, self.check_target, output=spec.output)
         if key:
             self._scores[key] = found
         return found
@@ -258,7 +286,7 @@ class Gate:
         """Return the metric of input and output, and the difference with its paired interval."""
         assert self.dataset is not None
         assert self.recipe.data.evaluation is not None
-        first, now = self._score(old, "input"), self._score(new)
+        first, now = self.score_input(old), self._score(new)
         gap = difference(first, now, self.seed)
         return {
             "metric": self.recipe.data.evaluation.metric,
@@ -274,7 +302,11 @@ class Gate:
     def _name_layers(self, found: GateReport, original: ir.Model, after: ir.Model) -> GateReport:
         """Add the layers at which the error arises."""
         self.tell("looking for the layers at fault")
-        report = locate(original, after, self.feeds().first(1), self.check_target, top=_SUSPECTS)
+        feeds = self.feeds().first(1)
+        try:
+            report = locate(original, after, feeds, self.check_target, top=_SUSPECTS)
+        except EffdlError:  # a model that does not run with its inner tensors as outputs
+            return found
         said = [f"{op} {name}" for name, op, _ in worst(report, _NAMED)]
         reason = f"{found.reason}; most comes from {', '.join(said)}" if said else found.reason
         names = at_fault(report)
@@ -291,9 +323,12 @@ class Gate:
 
     def _faster(self, old: Path, new: Path) -> GateReport:
         self.tell("measuring")
-        result = self._race(old, new, self.seconds)
-        if result.models[1].verdict == "noisy":
-            result = self._race(old, new, self.seconds * _PATIENCE)
+        try:
+            result = self._race(old, new, self.seconds)
+            if result.models[1].verdict == "noisy":
+                result = self._race(old, new, self.seconds * _PATIENCE)
+        except ModelError as e:
+            return GateReport(False, "latency", f"cannot be measured: {e.message}")
         model = result.models[1]
         found = GateReport(
             kept=model.verdict == "faster",
@@ -330,7 +365,9 @@ class Gate:
             return replace(found, reason=said)
         first, second = report
         moved = changes(first, second)
-        why = explain(moved) if found.verdict == "slower" else ""
+        least = (found.noise_floor or 0.0) * (found.before_ms or 0.0)
+        told = any(abs(c.after_ms - c.before_ms) > least for c in moved)
+        why = explain(moved) if told else ""
         names = [name for origin, _, _ in culprits(first, second) for name in origin]
         return replace(
             found,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from effdl.data.dataset import Dataset, load_dataset
+from effdl.data.dataset import load_dataset
 from effdl.data.feeds import Feeds
 from effdl.data.spec import Source
 from effdl.errors import CheckFailed, DataError, EffdlError, ModelError
@@ -20,13 +20,14 @@ from effdl.graph.clean import clean
 from effdl.graph.scratch import scratch
 from effdl.graph.walk import all_nodes
 from effdl.graph.weights import weight_tensors
+from effdl.measure.locate import first_divergence
 from effdl.measure.outcome import race
 from effdl.measure.remote import verify_at
 from effdl.measure.stats import model_stats
 from effdl.measure.verify import Verdict
 from effdl.passes.base import NodePass, PassLog
 from effdl.recipe import Recipe, Step, to_dict
-from effdl.recipe.budget import missed
+from effdl.recipe.budget import missed, price, unheld
 from effdl.recipe.patterns import match_patterns
 from effdl.recipe.provenance import stamp
 from effdl.recipe.reproducer import write_reproducer
@@ -34,7 +35,7 @@ from effdl.recipe.sparing import REPAIRS, spare, spared
 from effdl.report import CompareReport, GateReport, ModelStats, OpChange, PassReport, RunReport
 from effdl.run_options import PassBug, Progress, RunOptions
 from effdl.runtime.host import Host, no_latency, open_host
-from effdl.runtime.target import parse_target, where_to_check
+from effdl.runtime.target import check_reachable, parse_target, where_to_check
 from effdl.runtime.versions import versions
 from effdl.workpiece import Applied, Workpiece
 
@@ -101,11 +102,15 @@ class _Run:
         self.stack = stack
         self.target = parse_target(recipe.target)
         self.check_target, self.unmeasured = where_to_check(self.target)
+        if self.target.remote:
+            check_reachable(self.target)
         self.host: Host | None = None
         if self.target.device == "ssh":  # what its processor can do decides number formats
             progress("target", f"reaching {self.target.name}")
             self.host = stack.enter_context(open_host(self.target))
             self.target = self.host.target
+        own = self.target.threads or 1
+        self.threads = own if options.threads is None else options.threads
         self.steps = recipe.passes[: options.stop_after]
         self.goal = None if output is None else io.check_goal(output)
         self.label = str(output or "")
@@ -118,7 +123,7 @@ class _Run:
             original,
             self.target,
             self.check_target,
-            load_dataset(calibration, original).feeds if calibration else None,
+            (lambda model: load_dataset(calibration, model).feeds) if calibration else None,
             options.dims,
             options.seed,
             workdir,
@@ -171,6 +176,7 @@ class _Run:
         self.before = model_stats(self.work.original, self.source, self.options.dims)
         self._start_checks()
         self.gate = self._open_gate()
+        self.warnings += unheld(self.recipe)
         for number, step in enumerate(self.steps, 1):
             done = self._step(step)
             self.done.append(done)
@@ -180,13 +186,15 @@ class _Run:
                 io.save(self.work.model, folder / f"{number:02d}_{step.name}.onnx")
         with io.Stage(self.goal) as stage:
             report = self._settle(stage)
+            report = replace(report, warnings=(*report.warnings, *price(report)))
             miss = missed(report, self.recipe) if report.won else ""
             if miss and not self.options.keep_going:
                 hint = "nothing was written; --keep-going writes it anyway"
                 raise CheckFailed(miss, hint=hint, report=report)
             if miss:
                 report = replace(report, warnings=(*report.warnings, miss))
-            stage.commit()
+            if report.won or self.goal != self.source.absolute():
+                stage.commit()
         return replace(report, seconds=time.perf_counter() - self.started)
 
     def _start_checks(self) -> None:
@@ -209,27 +217,28 @@ class _Run:
             self.unmeasured = self.unmeasured or "switched off"
         if self.host is None and not self.unmeasured:
             self.host = self.stack.enter_context(open_host(self.target))
-        return Gate(
+        spec = self.recipe.data.evaluation
+        gate = Gate(
             recipe=self.recipe,
             source=self.source,
             host=None if self.unmeasured else self.host,
             target=self.target,
             check_target=self.check_target,
             feeds=self._feeds,
-            dataset=self._dataset(),
+            dataset=None if spec is None else lambda model: load_dataset(spec, model),
             workdir=self.workdir,
             seconds=self.options.gate_seconds,
-            threads=self.options.threads,
+            threads=self.threads,
             seed=self.options.seed,
         )
+        if gate.dataset is not None:
+            self.progress("evaluate", "scoring the input model")
+            gate.score_input(self.work.original)  # wrong data is told now, not after the work
+        return gate
 
     def _feeds(self) -> Feeds:
         assert self.work.verifier is not None
         return self.work.verifier.feeds
-
-    def _dataset(self) -> Dataset | None:
-        spec = self.recipe.data.evaluation
-        return None if spec is None else load_dataset(spec, self.work.original)
 
     def _step(self, step: Step) -> tuple[Step, PassReport]:
         """Run one pass; where the gate drops it, try again without the nodes at fault."""
@@ -245,7 +254,7 @@ class _Run:
                 break
             left = spared(step, milder)
             self.progress(step.name, f"again, {left} left alone")
-            again = self._attempt(milder, judged=True)
+            again = self._attempt(milder, judged=True, again=True)
             if again.gate is not None and again.gate.kept:
                 return milder, replace(again, reason=f"{left} left alone; with them: {gate.reason}")
             tried = f"; with {left} left alone: {again.reason}"
@@ -253,8 +262,15 @@ class _Run:
                 break
         return step, replace(report, reason=report.reason + tried)
 
-    def _attempt(self, step: Step, *, judged: bool) -> PassReport:
-        """Run one pass; on failure the model is the one before it again."""
+    def _attempt(self, step: Step, *, judged: bool, again: bool = False) -> PassReport:
+        """Run one pass; on failure the model is the one before it again.
+
+        Args:
+            step: the pass.
+            judged: whether the gate looks at it.
+            again: it ran before; what goes wrong now is reported, it does not end the run.
+        """
+        lenient = self.options.keep_going or again
         self.progress(step.name, "running")
         work, before = self.work, self.work.snapshot()
         try:
@@ -265,7 +281,7 @@ class _Run:
             raise
         except Exception as e:
             reproducer = write_reproducer(self._place(), before.model, step, self.recipe, e)
-            if not self.options.keep_going:
+            if not lenient:
                 raise PassBug(step.name, reproducer, e) from e
             self.warnings.append(f"{step.name} crashed ({e}); reproducer: {reproducer}")
             crash = Verdict(False, None, f"crashed: {type(e).__name__}: {e}")
@@ -273,16 +289,17 @@ class _Run:
         verdict = applied.verdict
         if verdict is None:
             work.restore(before)
-            if self.options.strict:
+            if self.options.strict and not again:
                 raise CheckFailed(
                     f"{step.name} found nothing to do: {applied.reason}", where=step.where
                 )
             return self._report(step, applied, "unchanged", applied.reason)
         if not verdict.ok:
+            reason = self._why_failed(step, before.model, verdict)
             work.restore(before)
-            if not self.options.keep_going:
-                raise self._check_failed(step, before.model, verdict.reason)
-            return self._report(step, applied, "rolled_back", verdict.reason)
+            if not lenient:
+                raise self._check_failed(step, before.model, reason)
+            return self._report(step, applied, "rolled_back", reason)
         gate = self._judge(step, before.model, verdict) if judged else None
         if gate is not None and not gate.kept:
             report = self._report(step, applied, "dropped", gate.reason)
@@ -297,6 +314,14 @@ class _Run:
         self.gate.tell = lambda what: self.progress(step.name, what)
         error = work.total_error(verdict)
         return self.gate.judge(step.pass_, work.original, before, work.model, error)
+
+    def _why_failed(self, step: Step, before: ir.Model, verdict: Verdict) -> str:
+        """Return the reason with the place in the graph, where a lossless pass changed the outputs."""
+        if step.pass_.lossy or not verdict.errors:
+            return verdict.reason
+        self.progress(step.name, "looking for the place")
+        where = first_divergence(before, self.work.model, self._feeds(), self.check_target)
+        return f"{verdict.reason}; {where}" if where else verdict.reason
 
     def _check_failed(self, step: Step, model: ir.Model, reason: str) -> CheckFailed:
         place = write_reproducer(self._place(), model, step, self.recipe, CheckFailed(reason))
@@ -330,26 +355,30 @@ class _Run:
                 gate = GateReport(False, "total", f"with it the result is {reason}")
                 report = replace(was, status="dropped", reason=gate.reason, gate=gate)
             elif was.status == "changed":
-                report = replace(self._attempt(step, judged=False), gate=was.gate)
+                report = replace(self._attempt(step, judged=False, again=True), gate=was.gate)
             else:
                 report = was
             self.done.append((step, report))
 
     def _give_back(self, stage: io.Stage, report: RunReport, reason: str) -> RunReport:
         """Put the input where the result would have been."""
+        after = replace(self.before, path=self.label)
         if io.external_tensors(self.work.original):
             stage.write(self.work.original, external=True)
+            stats = model_stats(io.load(stage.path), stage.path, self.options.dims)
+            after = replace(stats, path=self.label)
         else:
             shutil.copyfile(self.source, stage.path)
         return replace(
             report,
-            after=replace(self.before, path=self.label),
+            after=after,
             verified=None,
             unverified="the output is the input",
             bench=None,
             unmeasured="the output is the input",
             accuracy=None,
             changes=(),
+            there=(),
             won=False,
             warnings=(*report.warnings, f"nothing helped: the best that was found is {reason}"),
         )
@@ -357,7 +386,9 @@ class _Run:
     def _result(self, stage: io.Stage) -> RunReport:
         """Write the model as it is now, read it back, compare and measure it."""
         self.progress("save", "writing")
-        stamp(self.work.model, self.recipe, self.before.sha256)
+        kept = tuple(s for s, r in self.done if r.status in ("changed", "unchanged"))
+        used = self.recipe.model_copy(update={"passes": kept})
+        stamp(self.work.model, used, self.before.sha256)
         external = self.options.external
         if external is None and io.external_tensors(self.work.original):
             external = True
@@ -368,8 +399,24 @@ class _Run:
         if self.target.remote and self.work.verifier is not None:
             self.progress("verify", f"on {self.target.name}")
             feeds = self._feeds().first(2)
-            report = replace(report, there=verify_at(self.target, self.host, stage.path, feeds))
+            there = verify_at(self.target, self.host, stage.path, feeds)
+            report = replace(report, there=there)
+            wrong = next((t for t in there if not t.equal), None)
+            if wrong is not None:
+                self._differs_there(wrong)
+                report = replace(report, warnings=tuple(self.warnings))
         return self._measure(report, stage.path)
+
+    def _differs_there(self, report: CompareReport) -> None:
+        """Tell that the target computes something else; the end, unless the run is to go on."""
+        worst = max((o.rel_l2 for o in report.outputs), default=0.0)
+        name = report.place.target if report.place is not None else self.target.name
+        said = f"on {name} the result computes something else than here: relative error {worst:.2g}"
+        if not self.options.keep_going:
+            hint = "nothing was written; --keep-going writes it anyway"
+            raise CheckFailed(said, hint=hint)
+        if said not in self.warnings:
+            self.warnings.append(said)
 
     def _verify_file(self, path: Path) -> CompareReport | None:
         """Read the staged file back and compare it with the original model."""
@@ -396,10 +443,11 @@ class _Run:
             (report.before, report.after),
             self._feeds(),
             self.target,
-            threads=self.options.threads,
+            threads=self.threads,
             seconds=self.options.bench_seconds,
             seed=self.options.seed,
             host=self.gate.host,
+            must=self.options.gate != "off",
         )
         moved: tuple[OpChange, ...] = ()
         if self.options.gate != "off" and result is not None:

@@ -29,7 +29,7 @@ class RunOptions:
             everything stays, the result is measured only.
         gate_seconds: time for measuring each of the two models of a pass.
         bench_seconds: time for measuring input against output at the end, 0 for no measuring at all.
-        threads: intra-op threads of the measurement.
+        threads: intra-op threads of the measurement; None: those of the recipe's target, else 1.
         dims: values of dynamic dimensions for random inputs.
         seed: of every random choice.
         external: weights beside the output; None: as the input has them, or where they must.
@@ -43,7 +43,7 @@ class RunOptions:
     gate: str = "each"
     gate_seconds: float = 1.0
     bench_seconds: float = 3.0
-    threads: int = 1
+    threads: int | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
     external: bool | None = None

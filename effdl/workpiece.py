@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,7 @@ class Snapshot:
     """A state to go back to; its weights are shared with the model."""
 
     model: ir.Model
+    calibration: Feeds | None
     verifier: Verifier | None
     reference: Outputs
     first: Outputs
@@ -60,7 +61,7 @@ class Workpiece:
         original: the input model; stays as it is.
         target: what passes are told about the place the model is made for.
         check_target: where outputs are computed.
-        calibration: the user's samples, None without.
+        samples: gives the user's samples, cut for a model's inputs; None without.
         dims: values of dynamic dimensions for random inputs.
         seed: of every random choice.
         workdir: a temporary folder.
@@ -71,7 +72,7 @@ class Workpiece:
         original: ir.Model,
         target: Target,
         check_target: Target,
-        calibration: Feeds | None,
+        samples: Callable[[ir.Model], Feeds] | None,
         dims: Mapping[str, int],
         seed: int,
         workdir: Path,
@@ -80,7 +81,8 @@ class Workpiece:
         self.model = original.clone()
         self.target = target
         self.check_target = check_target
-        self.calibration = calibration
+        self.samples = samples
+        self.calibration = None if samples is None else samples(original)
         self.dims = dims
         self.seed = seed
         self.workdir = workdir
@@ -106,11 +108,12 @@ class Workpiece:
     def snapshot(self) -> Snapshot:
         """Return the present state."""
         reference = [] if self.verifier is None else self.verifier.reference
-        return Snapshot(self.model.clone(), self.verifier, reference, self.first)
+        return Snapshot(self.model.clone(), self.calibration, self.verifier, reference, self.first)
 
     def restore(self, state: Snapshot) -> None:
         """Go back to a state; it can be used again."""
         self.model = state.model.clone()
+        self.calibration = state.calibration
         self.verifier, self.first = state.verifier, state.first
         if self.verifier is not None:
             self.verifier.reference = state.reference
@@ -173,6 +176,8 @@ class Workpiece:
         if (
             step.pass_.changes_interface()
         ):  # input shapes may be others: feeds that fit the new model
+            if self.samples is not None:
+                self.calibration = self.samples(self.model)
             feeds = self._feeds(known_dims(self.model, self.dims))
             self.verifier = Verifier(before, feeds, self.check_target)
             self.first = run_all(self.original, feeds, self.check_target)

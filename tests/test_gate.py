@@ -147,7 +147,7 @@ def test_a_pass_that_does_not_pay_goes_and_the_input_comes_back(
     assert lossy.gate is not None
     assert not lossy.gate.kept
     assert lossy.gate.verdict == word
-    assert ("2 Conv added 0.50 ms" in lossy.reason) == (word == "slower")
+    assert "2 Conv added 0.50 ms" in lossy.reason
     assert not report.won
     assert (tmp_path / "o.onnx").read_bytes() == CNN.read_bytes()
     assert any("nothing helped" in w for w in report.warnings)

@@ -92,8 +92,9 @@ def recipe_of(*steps: Pass) -> Recipe:
 def test_a_pass_that_breaks_the_model_is_caught(step: Pass, tmp_path: Path) -> None:
     goal = tmp_path / "o.onnx"
     goal.write_bytes(b"old")
-    with pytest.raises(CheckFailed, match="rolled back"):
+    with pytest.raises(CheckFailed, match="rolled back") as e:
         optimize(CNN, recipe_of(step), goal, options=QUICK)
+    assert ("Conv '/stem/Conv'" in e.value.message) == isinstance(step, Wrong)
     assert goal.read_bytes() == b"old"
     assert not [n for n in os.listdir(tmp_path) if n.startswith(".")]
 

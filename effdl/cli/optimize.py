@@ -15,7 +15,6 @@ from effdl.cli.options import (
     Python,
     Quiet,
     Seed,
-    Threads,
     Verbose,
     data_source,
     parse_dims,
@@ -93,7 +92,12 @@ def optimize(
     bench_seconds: Annotated[
         float, typer.Option("--bench-seconds", min=0, help="Time to measure each model; 0: do not.")
     ] = 3.0,
-    threads: Threads = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads", min=0, help="Intra-op threads; 1, or those of the recipe's target."
+        ),
+    ] = None,
     dim: Dim = None,
     seed: Seed = 0,
     json: Json = False,

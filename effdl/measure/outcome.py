@@ -24,6 +24,7 @@ def race(
     seconds: float,
     seed: int,
     host: Host | None = None,
+    must: bool = False,
 ) -> tuple[BenchReport | None, str]:
     """Bench two files on the first feeds.
 
@@ -34,6 +35,7 @@ def race(
             ``after`` will have.
         feeds: the inputs.
         target: where to run.
+        must: an error is raised, not told.
         threads, seconds, seed, host: as in ``bench``.
 
     Returns:
@@ -55,6 +57,10 @@ def race(
             host=host,
         )
     except EffdlError as e:
+        if must:
+            raise
         return None, e.message
+    if host is not None:
+        host.discard(after)
     last = replace(result.models[-1], path=stats[1].path)
     return replace(result, models=(*result.models[:-1], last)), ""

@@ -18,7 +18,7 @@ def overstepped(report: RunReport, recipe: Recipe) -> str:
     accuracy, verified = report.accuracy, report.verified
     if budget.accuracy_drop is not None and accuracy is not None:
         drop = accuracy["drop"]
-        if drop > budget.accuracy_drop:
+        if not drop <= budget.accuracy_drop:
             return f"{accuracy['metric']} lost {drop:.4f}, allowed {budget.accuracy_drop:g}"
     elif budget.fidelity is not None and verified is not None:
         error = max((o.rel_l2 for o in verified.outputs), default=0.0)
@@ -45,3 +45,19 @@ def missed(report: RunReport, recipe: Recipe) -> str:
     elif budget.size is not None and share > budget.size:
         over = f"{share:.2f} of the input's size, wanted {budget.size}"
     return f"budget missed: {over}" if over else ""
+
+
+def unheld(recipe: Recipe) -> list[str]:
+    """Return what the recipe limits and nothing can tell."""
+    budget = recipe.budget
+    limits = budget is not None and budget.accuracy_drop is not None and budget.fidelity is None
+    if limits and recipe.data.evaluation is None:
+        return ["budget.accuracy_drop is not held: the recipe has no data.evaluation to score on"]
+    return []
+
+
+def price(report: RunReport) -> list[str]:
+    """Return what a smaller result costs in speed, where that was measured."""
+    if not report.won or report.bench is None or report.bench.models[-1].verdict != "slower":
+        return []
+    return [f"the result is smaller, but {report.bench.verdict[-1]}"]
