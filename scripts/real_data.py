@@ -56,7 +56,19 @@ def cifar_calibration() -> Floats:
 
 
 def photographs(size: int, crops: int, seed: int) -> Floats:
-    """Return random square crops [photos * crops, 3, size, size] of the photographs."""
+    """Return random square crops [photos * crops, 3, size, size], normalised as for ImageNet."""
+    return _planar(_crops(size, crops, seed), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def photographs_bgr(size: int, crops: int, seed: int) -> Floats:
+    """Return the same crops as YOLOX takes them: BGR, 0..255."""
+    return np.ascontiguousarray(
+        _crops(size, crops, seed)[..., ::-1].astype(np.float32).transpose(0, 3, 1, 2)
+    )
+
+
+def _crops(size: int, crops: int, seed: int) -> npt.NDArray[np.uint8]:
+    """Return random square crops [photos * crops, size, size, 3] of the photographs."""
     from PIL import Image
 
     rng = np.random.default_rng(seed)
@@ -76,7 +88,7 @@ def photographs(size: int, crops: int, seed: int) -> Floats:
             y = int(rng.integers(0, picture.height - side + 1))
             crop = picture.crop((x, y, x + side, y + side)).resize((size, size))
             images.append(np.asarray(crop))
-    return _planar(np.stack(images), IMAGENET_MEAN, IMAGENET_STD)
+    return np.stack(images)
 
 
 class Sentences:

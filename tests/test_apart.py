@@ -85,6 +85,37 @@ def test_a_killed_child_points_at_memory() -> None:
     assert "memory" in e.value.hint
 
 
+@pytest.mark.parametrize("code", [0, 1, 7])
+def test_a_child_that_ends_without_an_answer(code: int) -> None:
+    with pytest.raises(ModelError, match=f"ended with code {code}"):
+        run_apart(lambda: os._exit(code))
+
+
+def test_a_child_that_exits() -> None:
+    with pytest.raises(ModelError, match="ended with code 1"):
+        run_apart(lambda: sys.exit(1))
+
+
+def test_a_process_that_the_child_leaves_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "_LOOK_SECONDS", 0.05)
+    reader, writer = os.pipe()
+
+    def work() -> apart.Outputs:
+        if os.fork() == 0:
+            os.write(writer, str(os.getpid()).encode())
+            time.sleep(60)
+            os._exit(0)
+        os._exit(5)
+
+    try:
+        with pytest.raises(ModelError, match="ended with code 5"):
+            run_apart(work)
+    finally:
+        os.kill(int(os.read(reader, 20)), signal.SIGKILL)
+        os.close(reader)
+        os.close(writer)
+
+
 def test_faults_keep_their_class_and_words() -> None:
     def refuse() -> apart.Outputs:
         raise DataError("no such sample", hint="look again", where="a.npz")
@@ -119,6 +150,37 @@ def test_nothing_stays_behind(tmp_path: Path) -> None:
     assert handles() == before
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+def test_no_handle_stays_when_no_process_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError("no more processes")
+
+    run_apart(list)
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "fork", refuse)
+    for _ in range(3):
+        with pytest.raises(BlockingIOError):
+            run_apart(list)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_interrupt_while_the_child_ends_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait, calls = os.waitpid, []
+
+    def interrupted(pid: int, options: int) -> tuple[int, int]:
+        calls.append(pid)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return wait(pid, options)
+
+    monkeypatch.setattr(os, "waitpid", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_apart(list)
+    monkeypatch.undo()
+    assert len(calls) == 2
+    with pytest.raises(ChildProcessError):
+        os.waitpid(calls[0], os.WNOHANG)
 
 
 def test_an_interrupt_ends_the_child(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 import effdl
 from effdl import gate as gate_module
-from effdl.errors import CheckFailed, UsageError
+from effdl.errors import CheckFailed, DataError, ModelError, TargetError, UsageError
 from effdl.graph import io
 from effdl.graph.weights import Names, replace_weight
 from effdl.measure import outcome
@@ -23,7 +24,15 @@ from effdl.pipeline import optimize
 from effdl.recipe import Recipe, Step
 from effdl.recipe import load as load_recipe
 from effdl.recipe.model import Budget, Evaluation
-from effdl.report import BenchReport, BenchResult, Latency, OpChange, RunReport
+from effdl.report import (
+    BenchReport,
+    BenchResult,
+    Latency,
+    LocateReport,
+    OpChange,
+    RunReport,
+    TensorError,
+)
 from effdl.run_options import RunOptions
 from tests.support import SAMPLES, op_counts
 
@@ -368,3 +377,148 @@ def test_weights_beside_the_model_come_back_too(speeds: dict[str, Any], tmp_path
     assert effdl.compare(source, goal).equal
     assert op_counts(io.load(goal)) == op_counts(io.load(CNN))
     assert io.content_digest(io.load(goal)) == io.content_digest(io.load(CNN))
+
+
+def test_passes_without_proof_are_taken_out_first(speeds: dict[str, Any], tmp_path: Path) -> None:
+    """An unmeasured step that slows the model down does not cost the measured gain."""
+
+    def speed(model: ir.Model) -> float:
+        return (1.5 if factors(model) else 1.0) * (0.5 if "tidy" in model.metadata_props else 1.0)
+
+    speeds["of"] = speed
+    report = run(recipe_of(Tidy(), Lossy()), tmp_path)
+    assert report.won
+    assert [p.status for p in report.passes] == ["dropped", "changed"]
+    assert report.passes[0].gate is not None
+    assert report.passes[0].gate.by == "total"
+    assert factors(io.load(tmp_path / "o.onnx")) == [1.01]
+    used = json.loads(io.load(tmp_path / "o.onnx").metadata_props["effdl.recipe"])
+    assert used["passes"] == ["lossy"]  # what made the file, not what was asked for
+
+
+def test_a_candidate_that_cannot_be_measured_goes(
+    speeds: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*args: Any, **options: Any) -> BenchReport:
+        raise ModelError("the measuring process was ended by SIGKILL")
+
+    monkeypatch.setattr(gate_module, "bench", dies)
+    report = run(recipe_of(Lossy()), tmp_path)
+    assert report.passes[0].status == "dropped"
+    assert "SIGKILL" in report.passes[0].reason
+    assert not report.won
+
+
+def test_a_result_that_cannot_be_measured_is_not_written(
+    speeds: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds["of"] = lambda model: 2.0 if factors(model) else 1.0
+
+    def dies(*args: Any, **options: Any) -> BenchReport:
+        raise TargetError("the connection was lost")
+
+    monkeypatch.setattr(outcome, "bench", dies)
+    with pytest.raises(TargetError):
+        run(recipe_of(Lossy()), tmp_path)
+    assert not (tmp_path / "o.onnx").exists()
+    report = run(recipe_of(Lossy()), tmp_path, gate="off")
+    assert report.unmeasured == "the connection was lost"
+
+
+def test_retries_do_not_end_a_strict_run(speeds: dict[str, Any], tmp_path: Path) -> None:
+    """The milder tries leave every Conv alone at last, which is no fault of the recipe."""
+    speeds["of"] = lambda model: 2.0 if factors(model) else 1.0
+    recipe = recipe_of(Lossy(factor=-1.0), budget=Budget(fidelity=1e-6))
+    report = run(recipe, tmp_path, strict=True)
+    assert report.passes[0].status == "dropped"
+    assert "left alone" in report.passes[0].reason
+
+
+def test_an_input_that_is_the_output_stays(speeds: dict[str, Any], tmp_path: Path) -> None:
+    goal = tmp_path / "m.onnx"
+    io.save(io.load(CNN), goal, external=True)
+    names, content = sorted(p.name for p in tmp_path.iterdir()), goal.read_bytes()
+    report = optimize(goal, recipe_of(Lossy()), goal, options=RunOptions())
+    assert not report.won
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert goal.read_bytes() == content
+
+
+def test_wrong_labels_are_told_before_the_work(speeds: dict[str, Any], tmp_path: Path) -> None:
+    file = labelled(tmp_path)
+    arrays = dict(np.load(file))
+    np.savez(file, **{**arrays, "label": arrays["label"][:10]})
+    data = load_recipe("lossless").data.model_copy(update={"evaluation": Evaluation(path=file)})
+    said: list[str] = []
+    with pytest.raises(DataError, match="10 labels"):
+        optimize(
+            CNN,
+            recipe_of(Lossy(), data=data),
+            tmp_path / "o.onnx",
+            options=RunOptions(),
+            progress=lambda name, what: said.append(name),
+        )
+    assert "lossy" not in said
+
+
+def test_threads_come_from_the_target(
+    speeds: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    bench = outcome.bench
+
+    def spy(*args: Any, **options: Any) -> BenchReport:
+        given.append(options["threads"])
+        return bench(*args, **options)
+
+    monkeypatch.setattr(outcome, "bench", spy)
+    recipe = recipe_of(Tidy(), target={"device": "cpu", "threads": 2})
+    run(recipe, tmp_path)
+    run(recipe, tmp_path, threads=1)
+    run(recipe_of(Tidy()), tmp_path)
+    assert given == [2, 1, 1]
+
+
+def test_a_smaller_file_that_is_slower_says_so(speeds: dict[str, Any], tmp_path: Path) -> None:
+    speeds["of"] = lambda model: 0.5 if "effdl.recipe" in model.metadata_props else 1.0
+    small = load_recipe("smallest-file").model_copy(update={"budget": None})
+    report = optimize(
+        CNN, small, tmp_path / "s.onnx", data=SAMPLES / "digits_cnn.calib.npz", options=RunOptions()
+    )
+    assert report.won
+    assert any("smaller, but slower 0.50x" in w for w in report.warnings)
+
+
+def test_an_accuracy_limit_without_labels_is_told(speeds: dict[str, Any], tmp_path: Path) -> None:
+    report = run(recipe_of(Tidy(), budget=Budget(accuracy_drop=0.01)), tmp_path)
+    assert any("accuracy_drop is not held" in w for w in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("effects", "limit", "count"),
+    [((0.3, 0.1, 0.01), 0.2, 1), ((0.3, 0.1, 0.01), 0.05, 2), ((0.3, 0.3), 0.4, 1)],
+)
+def test_as_many_nodes_are_spared_as_the_error_asks_for(
+    effects: tuple[float, ...], limit: float, count: int
+) -> None:
+    jumps = tuple(
+        TensorError(
+            tensor=f"t{k}",
+            node=f"n{k}",
+            op_type="Conv",
+            other="",
+            other_node="",
+            other_op="",
+            error=0.0,
+            max_abs=0.0,
+            tolerance=0.0,
+            equal=False,
+            inputs=(),
+            nodes=(f"n{k}",),
+            effect=effect,
+        )
+        for k, effect in enumerate(effects)
+    )
+    report = LocateReport("", "", 1, "", True, None, jumps, 1, 0, False)
+    error = float(np.hypot.reduce(effects))
+    assert gate_module._enough(report, error, limit) == count

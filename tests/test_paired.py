@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import math
+import time
 from itertools import product
 
 import numpy as np
@@ -137,15 +139,25 @@ def test_bootstrap_of_a_statistic_agrees_with_that_of_a_mean() -> None:
     assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=0.03)
 
 
-def test_bootstrap_stops_when_time_is_over() -> None:
-    calls: list[int] = []
+@pytest.mark.parametrize(
+    ("count", "resamples"), [(10, 1000), (2000, 1000), (4000, 500), (10**5, 100)]
+)
+def test_resamples_hang_on_the_samples_alone(
+    count: int, resamples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for hours in (0.0, 1.0):  # the clock of a quiet machine, and of one that is busy elsewhere
+        ticks = itertools.count(0.0, 3600 * hours)
+        monkeypatch.setattr(time, "perf_counter", lambda ticks=ticks: next(ticks))
+        calls: list[int] = []
 
-    def slow(indices: np.ndarray) -> float:
-        calls.append(1)
-        return float(indices.mean())
+        def statistic(indices: np.ndarray, calls: list[int] = calls) -> float:
+            calls.append(1)
+            return float(indices[0])
 
-    bootstrap(slow, 10, seconds=0.0, resamples=5000)
-    assert len(calls) == 101
+        found.append(bootstrap(statistic, count, 3))
+        assert len(calls) == resamples + 1
+    assert found[0] == found[1]
 
 
 def test_wilson_and_percentiles() -> None:

@@ -22,6 +22,7 @@ from effdl.measure.placement import advice, placement
 from effdl.measure.profile import profile
 from effdl.render.profile import print_profile
 from effdl.report import to_json
+from effdl.runtime.host import open_host
 from effdl.runtime.target import parse_target
 from effdl.runtime.worker.tracing import open_traced, read_profile
 from tests.loopback import MISSING, loopback
@@ -406,6 +407,37 @@ def test_a_profile_on_another_machine(tmp_path: Path, monkeypatch: pytest.Monkey
     assert report.target == "ssh:board"
     labels = {n.label for n in read_graph(onnx.load(CNN)).nodes}
     assert {x for n in report.profiles[0].nodes for x in n.origin} <= labels
+
+
+def unnamed(path: Path) -> Path:
+    proto = onnx.load(CNN)
+    for node in proto.graph.node:
+        node.name = ""
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")
+def test_a_profile_leaves_a_machine_that_stays_open_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = unnamed(tmp_path / "unnamed.onnx")
+    feeds = Feeds(({"image": np.ones((1, 1, 8, 8), np.float32)},), "random", False)
+
+    def files(folder: Path) -> list[Path]:
+        return sorted(p for p in folder.rglob("*") if p.is_file() and p.parent.name != "pids")
+
+    with loopback(tmp_path) as place:
+        monkeypatch.setenv("PATH", f"{place.bin}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.setenv("TMPDIR", str(here := tmp_path / "here"))
+        monkeypatch.setattr("tempfile.tempdir", str(here))
+        here.mkdir()
+        board = parse_target({"device": "ssh", "host": "board", "python": sys.executable})
+        with open_host(board) as host:
+            before = files(place.far), files(here)
+            found = profile([model], feeds, board, seconds=0.1, host=host)
+            assert found.profiles[0].nodes
+            assert (files(place.far), files(here)) == before
 
 
 @pytest.mark.parametrize(

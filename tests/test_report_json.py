@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 
 import effdl
 from effdl.errors import UsageError
+from effdl.render.html import run_html
+from effdl.render.markdown import run_markdown
+from effdl.render.run import print_run
 from effdl.report import SCHEMA, BenchReport, RunReport, from_json, to_json
 from effdl.run_options import RunOptions
 from tests.run_reports import EXAMPLES, bench, output_error, plain_run, rich_run, verified
@@ -49,6 +53,54 @@ def test_infinite_figures_come_back_as_infinite() -> None:
     assert back == report
     assert back.verified is not None
     assert back.verified.outputs[0].top1 is None
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.inf, math.nan])
+def test_a_figure_that_is_no_number_comes_back_as_it_was(value: float) -> None:
+    worst = replace(output_error(), sqnr_db=value)
+    report = replace(plain_run(), verified=verified(worst), bench=bench(), seconds=value)
+    report = replace(report, passes=(replace(report.passes[0], error=value),))
+    back = from_json(RunReport, through_text(report))
+    assert back.verified is not None
+    figures = (back.verified.outputs[0].sqnr_db, back.passes[0].error, back.seconds)
+    assert all(isinstance(f, float) for f in figures)
+    assert [repr(f) for f in figures] == [repr(value)] * 3
+
+
+def test_a_broken_output_does_not_read_as_a_perfect_one() -> None:
+    worst = replace(output_error(), rel_l2=math.inf, sqnr_db=-math.inf)
+    data = through_text(rich_run(verified=verified(worst)))
+    assert isinstance(data, dict)
+    assert data["verified"]["outputs"][0]["sqnr_db"] == "-inf"
+    assert data["verified"]["outputs"][0]["rel_l2"] is None
+    text = run_html(from_json(RunReport, data))
+    assert "-inf dB" in text
+
+
+def test_numbers_that_are_none_in_free_data_are_null() -> None:
+    scores = {"metric": "psnr", "before": math.nan, "after": 1.0, "ci": [-math.inf, math.inf]}
+    data = through_text(rich_run(accuracy=scores))
+    assert isinstance(data, dict)
+    assert data["accuracy"] == {"metric": "psnr", "before": None, "after": 1.0, "ci": [None, None]}
+
+
+@pytest.mark.parametrize(
+    ("scores", "shown", "hidden"),
+    [
+        ({"before": 0.5, "after": math.nan}, "0.5000", "nan"),
+        ({"before": math.nan, "after": math.nan}, "psnr", "nan"),
+        ({"before": 0.5, "after": 0.25, "ci": (-math.inf, math.inf)}, "-0.2500", "None"),
+    ],
+)
+def test_a_score_that_is_no_number_is_shown(
+    scores: dict[str, object], shown: str, hidden: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    live = rich_run(accuracy={"metric": "psnr", "samples": 3, **scores})
+    for report in (live, from_json(RunReport, through_text(live))):
+        print_run(report)
+        for text in (run_html(report), run_markdown(report), capsys.readouterr().out):
+            assert shown in text
+            assert not re.search(rf"\b{hidden}\b", text.split("psnr", 1)[1][:120])
 
 
 def test_fields_of_later_versions_get_their_defaults_and_unknown_ones_are_left_out() -> None:

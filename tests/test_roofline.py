@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from effdl.errors import ModelError
+from effdl.errors import ModelError, TargetError
 from effdl.graph import io
 from effdl.measure import roofline
 from effdl.measure.bench import bench
@@ -372,6 +372,23 @@ def test_a_model_above_the_peak_has_it_measured_again(tmp_path: Path) -> None:
     assert fast.loaded
     assert found.peak_share == pytest.approx(0.8, rel=1e-3)
     assert found.bound == "compute"
+
+
+@pytest.mark.parametrize("fault", [ModelError("out of memory"), TargetError("connection lost")])
+def test_results_stay_when_peaks_cannot_be_measured_again(
+    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = Roof(FakeHost(MatMul=50.0), CPU, 1, tmp_path)  # type: ignore[arg-type]
+    known = over.known
+
+    def fail(*_: Any) -> Peaks:
+        raise fault
+
+    monkeypatch.setattr(roofline, "_measure", fail)
+    (found,) = over.over([result(25.0)], [work(10**9, 1 << 20)])
+    assert found.peak_share == pytest.approx(1.6, rel=1e-3)
+    assert over.known == known
+    assert str(fault) in over.note
 
 
 def result(ms: float) -> BenchResult:

@@ -334,10 +334,25 @@ def test_a_lost_connection(board: Loopback) -> None:
 def test_silence_ends_the_far_end(
     beat: float, lives: bool, board: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh_link, "SILENCE", 2)
+    monkeypatch.setattr(ssh_link, "SILENCE", 5 if lives else 2)
     monkeypatch.setattr(ssh_link, "BEAT", beat)
     with open_host(target()):
-        assert emptied(board.far, 4.0) is not lives
+        assert emptied(board.far, 7.0 if lives else 20.0) is not lives
+
+
+@pytest.mark.parametrize("shell", ["exec sleep 60", "exec yes", "exec tr '\\\\0' x </dev/zero"])
+def test_a_login_shell_that_starts_no_command(
+    shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck = tmp_path / "ssh"
+    stuck.write_text(f"#!/bin/sh\n{shell}\n")
+    stuck.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(ssh_link, "_LOGIN", 1)
+    with pytest.raises(TargetError, match="starts no command within 1 s") as caught:
+        ssh_link.Link("board", "ssh:board", tmp_path)
+    assert caught.value.where == "ssh:board"
+    assert "login shell" in caught.value.hint
 
 
 def test_ctrl_c_leaves_nothing_but_a_line(board: Loopback) -> None:

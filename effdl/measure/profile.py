@@ -81,6 +81,8 @@ def profile(
         files = write_feeds(used, folder, host)
         probe = folder / "probe.onnx"
         probe.write_bytes(_probe().SerializeToString())
+        for file in (probe, *folder.glob("feed*.npz")):
+            stack.callback(host.discard, file)
         subjects = []
         for k, path in enumerate(paths):
             say("load", k / len(paths))
@@ -137,6 +139,8 @@ def _open(
 ) -> _Subject:
     io.load(path)  # names whatever is wrong with the file; weights outside stay unread
     named, own = named_copy(path, folder)
+    if named != path:
+        stack.callback(host.discard, named)
     common = {
         "model": host.send(named),
         "providers": list(target.providers),
@@ -158,7 +162,10 @@ def _open(
         warnings.append(f"{path.name}: ONNX Runtime does not tell its graph; names may be missing")
     executed = Graph()
     if answer["graph"]:
-        executed = read_graph(onnx.load(host.fetch(answer["graph"]), load_external_data=False))
+        written = host.fetch(answer["graph"])
+        executed = read_graph(onnx.load(written, load_external_data=False))
+        traced.ask("remove", path=answer["graph"])
+        written.unlink(missing_ok=True)
     return _Subject(path, own, executed, timed, traced, answer, warnings)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from effdl.errors import ModelError
+from effdl.errors import ModelError, TargetError
 from effdl.graph import io
 from effdl.graph.scratch import scratch
 from effdl.measure.work import Work
@@ -160,7 +160,7 @@ class Roof:
     Args:
         host, target, threads, folder: as in ``peaks``, which is asked at once.
 
-    ``known`` is what it said, None with the reason in ``note`` when nothing could be measured.
+    ``known`` is what it said, None when nothing could be measured; ``note`` says what went wrong.
     """
 
     def __init__(
@@ -180,13 +180,19 @@ class Roof:
         """Return the results with their place below the roof.
 
         A model well above a peak shows that the peak was measured on a busy machine: it is measured
-        once more, and the higher of both holds.
+        once more, and the higher of both holds. Where that fails the peaks stay, with a ``note``: the
+        results are worth more than their roof.
         """
         found = placed(results, works, self.known)
-        if self.known is not None and any(map(self._above, found, works)):
+        if self.known is None or not any(map(self._above, found, works)):
+            return found
+        try:
             self.known = self._measure(refresh=True)
-            return placed(results, works, self.known)
-        return found
+        except (ModelError, TargetError) as e:
+            self.note = (
+                "the machine's peaks are too low and could not be measured once more: " + e.message
+            )
+        return placed(results, works, self.known)
 
     def _above(self, result: BenchResult, work: Work) -> bool:
         memory = memory_ms(work, self.known) if self.known is not None else 0.0

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from effdl.graph.io import data_files
 
@@ -25,21 +24,12 @@ def zstd_size(path: Path) -> int:
     return sum(_file_size(f) for f in (path, *data_files(path)))
 
 
-def zstd_size_of_bytes(data: bytes) -> int:
-    """Return the length of ``data`` after zstd at level 3."""
-    return _stream_size(BytesIO(data))
-
-
 def _file_size(path: Path) -> int:
-    with path.open("rb") as f:
-        return _stream_size(f)
-
-
-def _stream_size(stream: BinaryIO) -> int:
     compressor = _zstd().ZstdCompressor(level=LEVEL)
     total = 0
-    while chunk := stream.read(_CHUNK):
-        total += len(compressor.compress(chunk))
+    with path.open("rb") as f:
+        while chunk := f.read(_CHUNK):
+            total += len(compressor.compress(chunk))
     return total + len(compressor.flush())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from effdl.render import charts
 from effdl.render.markup import Markup, join, tag
-from effdl.render.numbers import change, count, error, milliseconds, size
+from effdl.render.numbers import change, count, error, milliseconds, score, size
 from effdl.render.page import page
 from effdl.render.words import (
     STATUS,
@@ -132,11 +132,12 @@ def _output_tile(report: RunReport) -> tuple[str, str, str]:
 
 
 def _score_tile(found: Mapping[str, Any]) -> tuple[str, str, str]:
-    before, after = float(found["before"]), float(found["after"])
+    before, after = score(found["before"]), score(found["after"])
     samples = f" on {found['samples']:,} samples" if found.get("samples") else ""
     same = ", no measurable difference" if found.get("verdict") == "same" else ""
-    small = f"{before:.4f} before: {score_change(found)}{same}{samples}"
-    return str(found["metric"]), f"{after:.4f}", small
+    moved = f": {score_change(found)}" if score_change(found) else ""
+    small = f"{before} before{moved}{same}{samples}"
+    return str(found["metric"]), after, small
 
 
 def _steps_tile(report: RunReport) -> tuple[str, str, str]:
@@ -193,7 +194,7 @@ def _step_cells(report: RunReport, p: PassReport) -> list[object]:
         _status(report, p),
         speed,
         "" if p.error is None else error(p.error),
-        "" if gate is None or gate.score is None else f"{gate.score:.4f}",
+        "" if gate is None or gate.score is None else score(gate.score),
         "" if gate is None or gate.file_bytes is None else size(gate.file_bytes),
         "" if said == STATUS["unchanged"] else said,
     ]
@@ -250,9 +251,9 @@ def _facts(report: RunReport) -> Markup:
     if report.bench is not None:
         rows += _measured(report.bench.models[0], report.bench.models[-1])
     if report.accuracy is not None:
-        before, after = float(report.accuracy["before"]), float(report.accuracy["after"])
+        before, after = (score(report.accuracy[k]) for k in ("before", "after"))
         name = f"{report.accuracy['metric']}, {report.accuracy.get('samples', '?')} samples"
-        rows.append((name, f"{before:.4f}", f"{after:.4f}", score_change(report.accuracy)))
+        rows.append((name, before, after, score_change(report.accuracy)))
     return tag(
         "section", tag("h2", "Before and after"), _table(["", "before", "after", "change"], rows)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from effdl.render.numbers import change, count, error, milliseconds, size
+from effdl.render.numbers import change, count, error, milliseconds, score, size
 from effdl.render.words import (
     STATUS,
     at_fault,
@@ -114,9 +114,9 @@ def _facts(report: RunReport) -> str:
         memory = change(old.peak_bytes, new.peak_bytes)
         rows.append(["peak memory", size(old.peak_bytes), size(new.peak_bytes), memory])
     if report.accuracy is not None:
-        before, after = float(report.accuracy["before"]), float(report.accuracy["after"])
+        before, after = (score(report.accuracy[k]) for k in ("before", "after"))
         name = _plain(str(report.accuracy["metric"]))
-        rows.append([name, f"{before:.4f}", f"{after:.4f}", score_change(report.accuracy)])
+        rows.append([name, before, after, score_change(report.accuracy)])
     return _table(["", "before", "after", "change"], rows, {"before", "after", "change"})
 
 

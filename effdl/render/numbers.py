@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def size(count: int | None) -> str:
     """``1.4 MB``: bytes in decimal units, ``-`` when unknown."""
@@ -35,6 +37,11 @@ def change(before: float | None, after: float | None) -> str:
         return "same"
     share = after / before - 1
     return f"{share:+.1%}" if abs(share) < 0.1 else f"{share:+.0%}"
+
+
+def score(value: float | None) -> str:
+    """``0.9712``, ``-`` when there is none."""
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def error(value: float | None) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from effdl.render.bench import verdict_line
 from effdl.render.console import err, out, print_warning
-from effdl.render.numbers import change, count, error, milliseconds, size
+from effdl.render.numbers import change, count, error, milliseconds, score, size
 from effdl.render.words import (
     at_fault,
     notes,
@@ -195,11 +195,11 @@ def _print_table(console: Console, report: RunReport) -> None:
             change(old.peak_bytes, new.peak_bytes),
         )
     if report.accuracy is not None:
-        before, after = float(report.accuracy["before"]), float(report.accuracy["after"])
+        before, after = (score(report.accuracy[k]) for k in ("before", "after"))
         table.add_row(
             report.accuracy["metric"],
-            f"{before:.4f}",
-            f"{after:.4f}",
+            before,
+            after,
             score_change(report.accuracy),
         )
     console.print(table)

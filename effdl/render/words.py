@@ -250,7 +250,15 @@ def plural(number: int, word: str, many: str = "") -> str:
 
 
 def score_change(found: Mapping[str, Any]) -> str:
-    """Return ``-0.0020 [-0.0050, 0.0010]``: how a score changed, with its interval where there is one."""
-    text = f"{float(found['after']) - float(found['before']):+.4f}"
-    ci = found.get("ci")
-    return f"{text} [{ci[0]:+.4f}, {ci[1]:+.4f}]" if ci else text
+    """Return ``-0.0020 [-0.0050, 0.0010]``: how a score changed, with its interval where there is one.
+
+    Empty when one of the scores is no number.
+    """
+    scores = found["before"], found["after"]
+    if None in scores or not all(map(math.isfinite, scores)):
+        return ""
+    text = f"{scores[1] - scores[0]:+.4f}"
+    low, high = found.get("ci") or (None, None)
+    if low is None or high is None:  # none was made, or it is infinite
+        return text
+    return f"{text} [{low:+.4f}, {high:+.4f}]"

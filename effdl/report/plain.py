@@ -7,6 +7,7 @@ import math
 import re
 import types
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from effdl.errors import UsageError
@@ -17,24 +18,57 @@ _HINT = "effdl optimize ... --report run.json writes one"
 
 
 def to_json(report: Any) -> dict[str, Any]:
-    """Return a report as plain data with ``"schema"``; infinities and NaN become None."""
-    return {"schema": SCHEMA, **_plain(dataclasses.asdict(report))}
+    """Return a report as plain data with ``"schema"``.
+
+    JSON has no infinities and no NaN: minus infinity becomes ``"-inf"`` and NaN ``"nan"``; plus infinity
+    becomes None, and ``"inf"`` where None already says that there is no number. In free data, such as a
+    recipe, all three become None.
+    """
+    return {"schema": SCHEMA, **_object(report)}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _object(report: Any) -> dict[str, Any]:
+    kind: Any = type(report)
+    hints = _hints(kind)
+    return {
+        f.name: _plain(getattr(report, f.name), hints[f.name]) for f in dataclasses.fields(report)
+    }
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """Return ``value``, which its class says is a ``hint``, as plain data."""
+    if dataclasses.is_dataclass(value):
+        return _object(value)
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return _no_number(value, hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        kind = tuple if isinstance(value, list | tuple) else dict
+        hint = next((k for k in get_args(hint) if get_origin(k) is kind), Any)
+    inner = get_args(hint)
+    if isinstance(value, dict):
+        return {str(k): _plain(v, inner[1] if inner else Any) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        fixed = len(inner) == len(value) and Ellipsis not in inner
+        kinds = inner if fixed else (inner[0] if inner else Any,) * len(value)
+        return [_plain(v, k) for v, k in zip(value, kinds, strict=True)]
     return value
+
+
+def _no_number(value: float, hint: Any) -> str | None:
+    if hint is Any or (value == math.inf and types.NoneType not in get_args(hint)):
+        return None
+    return str(float(value))
 
 
 def from_json(kind: type[R], data: Any, *, where: str = "") -> R:
     """Read back what ``to_json`` made of a report.
 
-    A number that must be there and is None in ``data`` was no finite one: it comes back as infinity.
+    A number that must be there and is None in ``data`` was infinite, see ``to_json``.
     Fields that an older version did not know get their defaults, fields it does not know are left out.
 
     Args:
@@ -90,6 +124,8 @@ class _Reader:
         if hint is float:
             if value is None:
                 return math.inf
+            if value in ("-inf", "inf", "nan"):
+                return float(value)
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise self._wrong("a number", value, path)
         elif type(value) is not hint:
@@ -115,7 +151,7 @@ class _Reader:
         return tuple(self.read(kind, v, f"{path}[{k}]") for k, (kind, v) in pairs)
 
     def _fields(self, kind: Any, value: Mapping[str, Any], path: str) -> Any:
-        hints = get_type_hints(kind)
+        hints = _hints(kind)
         known = {}
         for field in dataclasses.fields(kind):
             name = f"{path}.{field.name}" if path else field.name

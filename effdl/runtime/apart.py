@@ -40,7 +40,7 @@ def run_apart(work: Callable[[], Outputs]) -> Outputs:
     stand still, as it can if another thread held a lock at the fork, ``work`` is run here instead.
 
     Raises:
-        ModelError: the child crashed, or was killed.
+        ModelError: the child crashed, was killed, or ended without an answer.
         EffdlError: what ``work`` raised.
     """
     results = os.memfd_create("effdl-outputs")
@@ -50,6 +50,12 @@ def run_apart(work: Callable[[], Outputs]) -> Outputs:
             return work()
         if os.WIFSIGNALED(status):
             raise _crash(os.WTERMSIG(status))
+        code = os.waitstatus_to_exitcode(status)
+        if code != 0 or not told:
+            raise ModelError(
+                f"the process that ran the model ended with code {code}",
+                hint="something that the model loads ends the program it is in: an operator library?",
+            )
         answer = json.loads(told)
         if "error" in answer:
             raise _error(answer)
@@ -61,23 +67,32 @@ def run_apart(work: Callable[[], Outputs]) -> Outputs:
 def _in_child(work: Callable[[], Outputs], results: int) -> tuple[bytes, int | None]:
     """Fork; returns what the child said and its wait status, None when it stood still."""
     reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # idle threads of a library are no harm
-        pid = os.fork()
-    if pid == 0:
-        _child(work, results, writer)
-    os.close(writer)
+    try:
+        pid = _fork()
+        if pid == 0:
+            _child(work, results, writer)
+    except BaseException:  # no process can be made
+        os.close(reader)
+        raise
+    finally:
+        os.close(writer)
     try:
         told = _listen(pid, reader)
+        if told is not None:
+            return told, os.waitpid(pid, 0)[1]
     except BaseException:
         _end(pid)
         raise
     finally:
         os.close(reader)
-    if told is None:
-        _end(pid)
-        return b"", None
-    return told, os.waitpid(pid, 0)[1]
+    _end(pid)
+    return b"", None
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # idle threads of a library are no harm
+        return os.fork()
 
 
 def _child(work: Callable[[], Outputs], results: int, writer: int) -> NoReturn:
@@ -121,7 +136,7 @@ def _no_core_file() -> None:
 
 
 def _listen(pid: int, reader: int) -> bytes | None:
-    """Read until the child closes its end; None when it has stood still for a minute."""
+    """Read until the child closes its end or is gone; None when it has stood still for a minute."""
     told = b""
     still, last = 0, -1
     while still < _STALLED_LOOKS:
@@ -131,17 +146,19 @@ def _listen(pid: int, reader: int) -> bytes | None:
                 return told
             told += part
             continue
-        asleep, ticks = _activity(pid)
-        still = still + 1 if asleep and ticks == last else 0
+        state, ticks = _activity(pid)
+        if state == "Z" and not select.select([reader], [], [], 0)[0]:
+            return told  # it has ended, and a process that it left behind holds its end open
+        still = still + 1 if state == "S" and ticks == last else 0
         last = ticks
     return None
 
 
-def _activity(pid: int) -> tuple[bool, int]:
-    """Return whether all of a process only waits, and the processor time that it took, in ticks."""
+def _activity(pid: int) -> tuple[str, int]:
+    """Return the state of a process, and the processor time that all of it took, in ticks."""
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as f:
         fields = f.read().rsplit(")", 1)[1].split()
-    return fields[0] == "S", int(fields[11]) + int(fields[12])
+    return fields[0], int(fields[11]) + int(fields[12])
 
 
 def _end(pid: int) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shlex
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +20,10 @@ SILENCE = 120
 """Seconds after which the far end takes a silent connection for lost."""
 BEAT = 20
 _CONNECT = 10
+_LOGIN = 45
+"""Seconds from the call until the far end must be there."""
 _PATIENCE = 10
+_LINE = 1 << 16
 _LOST = 255
 _NO_PROGRAM = (126, 127)
 _SOCKET_LENGTH = 80  # of about 104 bytes, less what ssh appends while it makes the socket
@@ -91,7 +96,7 @@ class Link:
         here: a temporary folder on this machine.
 
     Raises:
-        TargetError: there is no connection; names the reason.
+        TargetError: there is no connection, or no command is started there; names the reason.
     """
 
     def __init__(self, host: str, name: str, here: Path) -> None:
@@ -195,15 +200,35 @@ class Link:
 
     def _folder(self) -> str:
         """Read the keeper's first line; what a login shell prints before it is passed over."""
-        assert self._keeper.stdout is not None
-        for line in self._keeper.stdout:
-            text = line.decode(errors="replace").rstrip("\n")
+        for line in self._lines():
+            text = line.decode(errors="replace")
             if text.startswith(_MARK + "/"):
                 return text.removeprefix(_MARK)
         code = self._keeper.wait()
         self._stderr.seek(0)
         raise _no_connection(
             self.host, self.name, code, self._stderr.read().decode(errors="replace")
+        )
+
+    def _lines(self) -> Iterator[bytes]:
+        """Yield what the far end prints, a line at a time, until its end or the limit of a login."""
+        assert self._keeper.stdout is not None
+        out, rest = self._keeper.stdout.fileno(), b""
+        end = time.monotonic() + _LOGIN
+        while (left := end - time.monotonic()) > 0:
+            if not select.select([out], [], [], left)[0]:
+                continue
+            part = os.read(out, 1 << 16)
+            if not part:
+                return
+            *lines, rest = (rest + part).split(b"\n")
+            rest = rest[-_LINE:]
+            yield from lines
+        self._keeper.kill()  # it would not hear that stdin is closed
+        raise TargetError(
+            f"it takes the connection, but its login shell starts no command within {_LOGIN} s",
+            hint=f"does its login shell wait for a key, or print without end? ssh {self.host} true",
+            where=self.name,
         )
 
     def _beat(self) -> None:
