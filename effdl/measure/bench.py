@@ -119,6 +119,8 @@ def bench(
             enough=lambda timing: _exact(timing, crew, min_effect, seed),
         )
         timing = take_turns(crew.start, plan, say)
+        for file in folder.glob("feed*.npz"):  # the host may stay open for more
+            host.discard(file)
         comparisons = _comparisons(timing, crew, seed)[: len(paths) - 1]
         told = [m.told for m in crew.models]
         results = model_results(paths, facts, works, told, timing, comparisons, min_effect)
