@@ -37,8 +37,10 @@ from effdl.runtime.target import Target
 
 _PATIENCE = 2.5
 """A pass that is too noisy to judge is measured once more, this many times as long."""
+_GENERATIONS = 3
+"""How often processes are started for a pass; starting them takes longer than measuring a small model."""
 _MARGIN = 0.8
-"""Share of the limit that a repair aims at."""
+"""Share of the limit that a repair aims at, and of the time lost."""
 _SUSPECTS = 32
 """Steps that a repair chooses from."""
 _NAMED = 3
@@ -117,6 +119,19 @@ def _proved(report: PassReport) -> float:
 def _some(names: Sequence[str]) -> int:
     """How many of the nodes at fault to leave alone when nothing more is known."""
     return math.ceil(len(names) / 10)
+
+
+def _most(places: Sequence[tuple[tuple[str, ...], float, float]]) -> int:
+    """How many of the nodes to leave alone, so that most of the time lost at these places comes back."""
+    lost = sum(after - before for _, before, after in places)
+    names: dict[str, None] = {}
+    found = 0.0
+    for origin, before, after in places:
+        if found >= _MARGIN * lost:
+            break
+        names |= dict.fromkeys(origin)
+        found += after - before
+    return len(names)
 
 
 def _enough(report: LocateReport, error: float | None, limit: float) -> int:
@@ -324,9 +339,9 @@ class Gate:
     def _faster(self, old: Path, new: Path) -> GateReport:
         self.tell("measuring")
         try:
-            result = self._race(old, new, self.seconds)
+            result = self._race(old, new, self.seconds, _GENERATIONS)
             if result.models[1].verdict == "noisy":
-                result = self._race(old, new, self.seconds * _PATIENCE)
+                result = self._race(old, new, self.seconds * _PATIENCE, None)
         except ModelError as e:
             return GateReport(False, "latency", f"cannot be measured: {e.message}")
         model = result.models[1]
@@ -344,7 +359,7 @@ class Gate:
         )
         return found if found.kept else self._name_operators(found, result.verdict[0], old, new)
 
-    def _race(self, old: Path, new: Path, seconds: float) -> BenchReport:
+    def _race(self, old: Path, new: Path, seconds: float, generations: int | None) -> BenchReport:
         known = {p: (io.files_size(p), None, "") for p in (old, new)}
         return bench(
             [old, new],
@@ -355,6 +370,7 @@ class Gate:
             seed=self.seed,
             known=known,
             host=self.host,
+            generations=generations,
         )
 
     def _name_operators(self, found: GateReport, said: str, old: Path, new: Path) -> GateReport:
@@ -368,13 +384,14 @@ class Gate:
         least = (found.noise_floor or 0.0) * (found.before_ms or 0.0)
         told = any(abs(c.after_ms - c.before_ms) > least for c in moved)
         why = explain(moved) if told else ""
-        names = [name for origin, _, _ in culprits(first, second) for name in origin]
+        places = culprits(first, second)
+        names = list(dict.fromkeys(name for origin, _, _ in places for name in origin))
         return replace(
             found,
             reason=f"{said}: {why}" if why else said,
             changes=moved,
-            culprits=tuple(dict.fromkeys(names)),
-            spare=_some(list(dict.fromkeys(names))),
+            culprits=tuple(names),
+            spare=_most(places),
         )
 
     def profile(self, old: Path, new: Path) -> tuple[Profile, Profile] | None:

@@ -248,7 +248,7 @@ class _Run:
         if gate is None or gate.kept or not isinstance(step.pass_, NodePass):
             return step, report
         tried = ""
-        for factor in REPAIRS:
+        for factor in REPAIRS if gate.by != "latency" else REPAIRS[:1]:
             milder = spare(step, gate.culprits, factor * gate.spare, self.work.model)
             if milder is None:
                 break
@@ -260,7 +260,8 @@ class _Run:
             tried = f"; with {left} left alone: {again.reason}"
             if again.gate is None or factor * gate.spare >= len(gate.culprits):
                 break
-        return step, replace(report, reason=report.reason + tried)
+        reason = report.reason + tried
+        return step, replace(report, reason=reason, gate=replace(gate, reason=reason))
 
     def _attempt(self, step: Step, *, judged: bool, again: bool = False) -> PassReport:
         """Run one pass; on failure the model is the one before it again.

@@ -13,6 +13,10 @@ from effdl.runtime.host import Host
 from effdl.runtime.target import Target
 
 
+_GENERATIONS = 4
+"""How often processes are started: half of what ``effdl bench`` may take, for half the wait."""
+
+
 def race(
     before: Path,
     after: Path,
@@ -55,6 +59,7 @@ def race(
             seed=seed,
             known=known,
             host=host,
+            generations=_GENERATIONS,
         )
     except EffdlError as e:
         if must:
