@@ -12,7 +12,6 @@ from effdl.report import BenchReport, ModelStats
 from effdl.runtime.host import Host
 from effdl.runtime.target import Target
 
-
 _GENERATIONS = 4
 """How often processes are started: half of what ``effdl bench`` may take, for half the wait."""
 
