@@ -68,16 +68,15 @@ def loses(report: RunReport, recipe: Recipe) -> tuple[str, str]:
     changed = [p for p in report.passes if p.status == "changed"]
     tried = [p for p in report.passes if p.gate is not None]
     if not changed:
-        return ("latency", "no pass helped") if tried or _dropped(report) else ("", "")
+        return ("latency", "no pass helped") if tried else ("", "")
     over = overstepped(report, recipe)
     if over:
         return "error", over
     objective = objective_of(recipe)
     before, after = report.before, report.after
     if objective == "size":
-        old, new = (before.file_bytes, before.zstd_bytes), (after.file_bytes, after.zstd_bytes)
-        smaller = new[0] < old[0] or (new[0] == old[0] and (new[1] or 0) < (old[1] or 0))
-        return ("", "") if smaller else ("size", "no smaller than the input")
+        old, new = ((s.file_bytes, s.zstd_bytes or 0) for s in (before, after))
+        return ("", "") if new < old else ("size", "no smaller than the input")
     if report.bench is None:
         return "", ""
     word, said = report.bench.models[-1].verdict, report.bench.verdict[-1]
@@ -155,10 +154,6 @@ def _enough(report: LocateReport, error: float | None, limit: float) -> int:
 def _drop(first: Scored, now: float) -> float:
     """How much worse a score is, positive for a loss."""
     return first.value - now if first.higher_is_better else now - first.value
-
-
-def _dropped(report: RunReport) -> bool:
-    return any(p.status == "dropped" for p in report.passes)
 
 
 @dataclass

@@ -32,7 +32,7 @@ from effdl.recipe.patterns import match_patterns
 from effdl.recipe.provenance import stamp
 from effdl.recipe.reproducer import write_reproducer
 from effdl.recipe.sparing import REPAIRS, spare, spared
-from effdl.report import CompareReport, GateReport, ModelStats, OpChange, PassReport, RunReport
+from effdl.report import CompareReport, GateReport, ModelStats, PassReport, RunReport
 from effdl.run_options import PassBug, Progress, RunOptions
 from effdl.runtime.host import Host, no_latency, open_host
 from effdl.runtime.target import check_reachable, parse_target, where_to_check
@@ -338,9 +338,11 @@ class _Run:
         """Write and measure the result; while it loses, take passes out."""
         while True:
             report = self._result(stage)
-            by, reason = loses(report, self.recipe) if self.options.gate != "off" else ("", "")
-            if not by:
+            if self.options.gate == "off":
                 return report
+            by, reason = loses(report, self.recipe)
+            if not by:
+                return self._explained(report, stage.path)
             index = weakest(report.passes, by)
             if index is None:
                 return self._give_back(stage, report, reason)
@@ -378,7 +380,6 @@ class _Run:
             bench=None,
             unmeasured="the output is the input",
             accuracy=None,
-            changes=(),
             there=(),
             won=False,
             warnings=(*report.warnings, f"nothing helped: the best that was found is {reason}"),
@@ -450,10 +451,14 @@ class _Run:
             host=self.gate.host,
             must=self.options.gate != "off",
         )
-        moved: tuple[OpChange, ...] = ()
-        if self.options.gate != "off" and result is not None:
-            moved = self.gate.where_time_went(self.source, path)
-        return replace(report, bench=result, unmeasured=why, changes=moved)
+        return replace(report, bench=result, unmeasured=why)
+
+    def _explained(self, report: RunReport, path: Path) -> RunReport:
+        """Add where the time went; a result that is given up is not profiled."""
+        if report.bench is None:
+            return report
+        self.progress("bench", "profiling input and output")
+        return replace(report, changes=self.gate.where_time_went(self.source, path))
 
     def _report(self, step: Step, applied: Applied, status: str, reason: str) -> PassReport:
         log, verdict = applied.log, applied.verdict
