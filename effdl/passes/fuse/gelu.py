@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,22 +15,22 @@ from effdl.graph.match import (
     Poly,
     arithmetic_values,
     attempt,
-    closed,
     expand,
     label,
     need,
 )
-from effdl.graph.shapes import Shapes, infer
+from effdl.graph.shapes import Shapes
 from effdl.graph.walk import all_nodes, is_op, opset
 from effdl.passes.base import Context, NodePass
+from effdl.passes.fuse._activation import Activation, rank, whole
+from effdl.passes.fuse._replace import MICROSOFT, replace_all
 
-MICROSOFT = "com.microsoft"
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _ERF: Poly = {(1,): 1 / math.sqrt(2)}
 _TANH: Poly = {(1,): math.sqrt(2 / math.pi), (3,): math.sqrt(2 / math.pi) * 0.044715}
 _QUICK: Poly = {(1,): 1.702}
 _HALF_TIMES_ONE_PLUS: Poly = {(1, 0): 0.5, (1, 1): 0.5}
 _TIMES: Poly = {(1, 1): 1.0}
-_CLIMB = 6
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,6 @@ _FORMS = {
     "Tanh": _Form("tanh", _TANH, _HALF_TIMES_ONE_PLUS),
     "Sigmoid": _Form("sigmoid", _QUICK, _TIMES),
 }
-
-
-@dataclass(frozen=True)
-class _Match:
-    form: _Form
-    x: ir.Value
-    root: ir.Value
-    nodes: tuple[ir.Node, ...]
 
 
 class FuseGelu(NodePass):
@@ -92,63 +85,38 @@ class FuseGelu(NodePass):
         anchors = [n for n in all_nodes(model) if is_op(n, *_FORMS) and self.selected(n)]
         if not self.quick:
             anchors = [n for n in anchors if n.op_type != "Sigmoid"]
-        if not anchors:
-            return 0
-        shapes = infer(model)
-        in_functions = {n for f in model.functions.values() for n in f.all_nodes()}
-        found = [(a, _match(a, shapes, a in in_functions)) for a in anchors]
-        renewed: dict[ir.Value, ir.Value] = {}
-        changes = 0
-        for anchor, match in found:
-            if isinstance(match, _Match):
-                match = self._replace(model, match, renewed, ctx)  # noqa: PLW2901
-            if isinstance(match, str):
-                ctx.skip(anchor, match)
-            changes += isinstance(match, _Match)
-        return changes
 
-    def _replace(
-        self, model: ir.Model, match: _Match, renewed: dict[ir.Value, ir.Value], ctx: Context
-    ) -> _Match | str:
-        x = renewed.get(match.x, match.x)  # it may be the end of a Gelu that was just replaced
-        standard = self.domain == "onnx" or (self.domain == "auto" and opset(model) >= 20)
-        if match.form.name == "sigmoid":
-            if self.domain == "onnx":
-                return "ONNX has no QuickGelu, and the option domain is onnx"
-            node = ir.node("QuickGelu", [x], {"alpha": 1.702}, domain=MICROSOFT)
-        elif standard:
-            if opset(model) < 20:
-                return f"Gelu came with opset 20, the model has {opset(model)}"
-            tanh = {"approximate": "tanh"} if match.form.name == "tanh" else {}
-            node = ir.node("Gelu", [x], tanh)
-        else:
-            op = "FastGelu" if match.form.name == "tanh" else "Gelu"
-            node = ir.node(op, [x], domain=MICROSOFT)
-        if node.domain:
-            model.opset_imports.setdefault(node.domain, 1)
-        last = match.root.producer()
-        graph = match.root.graph
-        assert last is not None
-        assert graph is not None
-        node.name = last.name
-        ir.convenience.replace_nodes_and_values(
-            graph, last, list(match.nodes), [node], [match.root], list(node.outputs)
-        )
-        renewed[match.root] = node.outputs[0]
-        ctx.touch(node, f"{len(match.nodes)} nodes of the {match.form.name} form -> {node.op_type}")
-        return match
+        def make(found: Activation, now: Callable[[ir.Value], ir.Value]) -> list[ir.Node]:
+            return [self._node(found, now(found.x), opset(model))]
+
+        return replace_all(model, ctx, anchors, _match, make, _tell)
+
+    def _node(self, found: Activation, x: ir.Value, version: int) -> ir.Node:
+        """Return the new node; raises Mismatch where the model's opset has none."""
+        if found.form == "sigmoid":
+            need(self.domain != "onnx", "ONNX has no QuickGelu, and the option domain is onnx")
+            return ir.node("QuickGelu", [x], {"alpha": 1.702}, domain=MICROSOFT)
+        if self.domain == "onnx" or (self.domain == "auto" and version >= 20):
+            need(version >= 20, f"Gelu came with opset 20, the model has {version}")
+            tanh = {"approximate": "tanh"} if found.form == "tanh" else {}
+            return ir.node("Gelu", [x], tanh)
+        op = "FastGelu" if found.form == "tanh" else "Gelu"
+        return ir.node(op, [x], domain=MICROSOFT)
 
 
-def _match(anchor: ir.Node, shapes: Shapes, in_function: bool) -> _Match | str | None:
-    """Return the Gelu around ``anchor``, the reason why it is none, None when it is no candidate."""
+def _tell(found: Activation, nodes: Sequence[ir.Node]) -> str:
+    return f"{len(found.nodes)} nodes of the {found.form} form -> {nodes[-1].op_type}"
+
+
+def _match(anchor: ir.Node, shapes: Shapes) -> Activation | None:
+    """Return the Gelu around ``anchor``, None when it is no candidate."""
     form = _FORMS[anchor.op_type]
-    found = attempt(_argument, anchor, form, shapes)
-    if found is None or isinstance(found, str):
-        return found
-    if in_function:
-        return "it is inside a function of the model"
+    found = _argument(anchor, form, shapes)
+    if found is None:
+        return None
     x, argument = found
-    return attempt(_root, anchor, form, x, argument, shapes)
+    gelu = whole(anchor, x, argument, form.root, shapes, "Gelu", FLOATS)
+    return replace(gelu, form=form.name)
 
 
 def _argument(anchor: ir.Node, form: _Form, shapes: Shapes) -> tuple[ir.Value, Expansion] | None:
@@ -158,7 +126,7 @@ def _argument(anchor: ir.Node, form: _Form, shapes: Shapes) -> tuple[ir.Value, E
         return None
     near: str | None = None
     for x in arithmetic_values(argument)[1:]:
-        read = attempt(expand, argument, [x], _rank(shapes, x))
+        read = attempt(expand, argument, [x], rank(shapes, x))
         if isinstance(read, str) or read.terms.keys() != form.argument.keys():
             continue
         if read.equals(form.argument):
@@ -169,45 +137,6 @@ def _argument(anchor: ir.Node, form: _Form, shapes: Shapes) -> tuple[ir.Value, E
     if form.name == "tanh" and near:
         raise Mismatch(near)
     return None
-
-
-def _root(anchor: ir.Node, form: _Form, x: ir.Value, argument: Expansion, shapes: Shapes) -> _Match:
-    """Climb from the anchor until the value is the whole formula."""
-    dtype = shapes.dtype(x)
-    need(
-        dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16),
-        f"'{x.name}' is {dtype.name if dtype else 'of unknown type'}: no Gelu kernel for it",
-    )
-    activated = anchor.outputs[0]
-    value, near = activated, "nothing follows"
-    for _ in range(_CLIMB):
-        users = list(dict.fromkeys(u.node for u in value.uses()))
-        if len(users) != 1 or value.is_graph_output():
-            break
-        user = users[0]
-        root = user.outputs[0]
-        read = attempt(expand, root, [x, activated], _rank(shapes, x))
-        if isinstance(read, str):
-            near = read
-            break
-        # constants of the argument may be coarser than those outside it
-        if replace(read, rtol=max(read.rtol, argument.rtol)).equals(form.root):
-            nodes = (*argument.nodes, anchor, *read.nodes)
-            closed(nodes, root)
-            same = all(n.graph is anchor.graph for n in nodes)
-            need(same, "the formula reaches over the border of a subgraph")
-            return _Match(form, x, root, tuple(dict.fromkeys(nodes)))
-        near = f"what follows {label(anchor)} is another formula"
-        value = root
-    if value.is_graph_output() or len(value.uses()) != 1:
-        what = "a graph output" if value.is_graph_output() else "used more than once"
-        near = f"up to '{value.name}' it is no Gelu, and '{value.name}' is {what}"
-    raise Mismatch(near)
-
-
-def _rank(shapes: Shapes, value: ir.Value) -> int | None:
-    dims = shapes.of(value)
-    return None if dims is None else len(dims)
 
 
 def _text(terms: Poly) -> str:
