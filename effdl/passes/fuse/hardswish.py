@@ -17,7 +17,6 @@ from effdl.graph.match import (
     expand,
     keeps_rank,
     need,
-    need,
 )
 from effdl.graph.shapes import Shapes
 from effdl.graph.walk import all_nodes, is_op, opset
