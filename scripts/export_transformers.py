@@ -142,7 +142,7 @@ def one(name: str, label: str, folder: Path) -> dict[str, Any]:
         "model": name,
         "made_by": label,
         "layers": made.layers,
-        "family": {"tf_google": "bert_tf", "tf_keras": "bert_keras"}.get(label, made.family),
+        "family": {"tf_google": "bert_tf", "tf_keras": "bert_tf"}.get(label, made.family),
         "heads": made.heads,
         "hidden": made.hidden,
         "inputs": dict(zip(case.axes, axes, strict=True)),
