@@ -220,12 +220,14 @@ class Chains:
         if cost >= len(rest):
             return 0
         data, last = self._data(rest[0]), rest[-1]
-        like = next(c for c in map(_constant_of, rest) if c is not None) if cost else None
+        like = next((c for c in map(_constant_of, rest) if c is not None), None)
+        if cost and like is None:
+            return 0  # Neg alone
         try:
             self._need_shape(maps, whole, scales)
             if cost == 0 and not can_forward(last.outputs[0], data):
                 raise Declined("its input and its output are those of the graph")
-            arrays = [] if like is None else self._arrays(whole, scales, like)
+            arrays = self._arrays(whole, scales, like) if cost and like is not None else []
         except Declined as e:
             self._decline(rest[0], str(e))
             return 0
@@ -242,7 +244,8 @@ class Chains:
             node = ir.Node("", op_type, inputs, name=name, outputs=[output])
             last.graph.insert_before(rest[0], node)
             value = output
-        value.shape = last.outputs[0].shape if arrays else value.shape
+        shape = last.outputs[0].shape
+        value.shape = shape.copy() if arrays and shape is not None else value.shape
         forward(last.outputs[0], value)
         for node in reversed(rest):
             remove(node)

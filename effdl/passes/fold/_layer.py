@@ -327,7 +327,9 @@ def _add_behind(node: ir.Node, bias: ir.Value, names: Names) -> None:
         "Add",
         [None, bias],
         name=names.fresh(f"{node.name or 'matmul'}_add"),
-        outputs=[ir.Value(name=names.fresh(f"{old.name}_add"), type=old.type, shape=old.shape)],
+        outputs=[
+            ir.Value(name=names.fresh(f"{old.name}_add"), type=old.type, shape=_copy(old.shape))
+        ],
     )
     assert isinstance(node.graph, ir.Graph)
     node.graph.insert_after(node, add)
@@ -341,3 +343,7 @@ def _add_behind(node: ir.Node, bias: ir.Value, names: Names) -> None:
     for user, index in list(old.uses()):
         user.replace_input_with(index, new)
     add.replace_input_with(0, old)
+
+
+def _copy(shape: ir.Shape | None) -> ir.Shape | None:
+    return None if shape is None else shape.copy()
