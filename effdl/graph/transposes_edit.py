@@ -90,6 +90,9 @@ class LayoutGraph:
 
     def dims(self, value: ir.Value | None) -> Dims | None:
         """Return the shape of ``value`` as it is now."""
+        tensor = constant_tensor(value)
+        if tensor is not None:
+            return tuple(tensor.shape.numpy())  # what the model is given by a move is newer
         if value is not None and value in self._dims:
             return self._dims[value]
         return self._shapes.of(value)

@@ -108,19 +108,19 @@ class Search:
             return
         if not toward_readers:
             key = self.graph.key_of(root)
-            plan = self._plan(key, perm, root, node) if key is not None else None
+            plan = self.plan(key, perm, root, node) if key is not None else None
             if key is not None and plan is not None:
                 yield key, plan
             return
         for use in node.outputs[0].uses():
-            plan = self._plan(use.node, inverse(perm), use.idx, node)
+            plan = self.plan(use.node, inverse(perm), use.idx, node)
             if plan is not None:
                 yield use.node, plan
 
-    def _plan(
+    def plan(
         self, key: Key, perm: Perm, end: ir.Value | int, blamed: ir.Node | None = None
     ) -> Plan | None:
-        """What it takes to have ``perm`` at one end of a node: an output or the number of an input."""
+        """Return what it takes to have ``perm`` at an output of a node or an input, by its number."""
         if isinstance(key, ir.Value):
             return Plan((), (perm,))
         try:
@@ -164,19 +164,23 @@ class Search:
             return 0
         plans = self._flood(seed)
         seen.update(_name(item) for item in plans.items())
-        tensors = self._tensors(plans)
+        tensors = self.tensors(plans)
         chosen = _cheapest(plans, tensors)
         moving = set(chosen)
         before, after = _cost(plans, tensors, set()), _cost(plans, tensors, moving)
         if not moving or after[0] > before[0] or after[1] >= before[1]:
             return 0
+        self.apply(plans, tensors, moving)
+        return len(moving)
+
+    def apply(self, plans: Plans, tensors: list[_Tensor], moving: set[Key]) -> None:
+        """Let the nodes ``moving`` follow their plans; ``tensors`` are those of all plans."""
         made = [
             (t.layout.root, t.label if t.maker in moving else identity(t.rank))
             for t in tensors
             if t.maker in moving or any(k in moving for k, _, _ in t.wants(plans))
         ]
-        self.graph.commit(chosen, made)
-        return len(moving)
+        self.graph.commit({k: p for k, p in plans.items() if k in moving}, made)
 
     def _flood(self, seed: tuple[Key, Plan]) -> Plans:
         """Follow an order of axes through all nodes that can take it on."""
@@ -194,7 +198,7 @@ class Search:
         for value, label in _outputs(key, plan):
             for read in self.graph.layout(value, len(label)).reads:
                 perm = compose(inverse(read.perm), label)
-                if not is_identity(perm) and (p := self._plan(read.node, perm, read.index)):
+                if not is_identity(perm) and (p := self.plan(read.node, perm, read.index)):
                     yield read.node, p
         if isinstance(key, ir.Value):
             return
@@ -205,11 +209,12 @@ class Search:
             label = compose(perm, turn)
             maker = self.graph.key_of(root)
             if maker is not None and not is_identity(label):
-                p = self._plan(maker, label, root)
+                p = self.plan(maker, label, root)
                 if p is not None:
                     yield maker, p
 
-    def _tensors(self, plans: Plans) -> list[_Tensor]:
+    def tensors(self, plans: Plans) -> list[_Tensor]:
+        """Return every tensor whose readers or maker change with ``plans``."""
         found: dict[ir.Value, _Tensor] = {}
 
         def add(root: ir.Value, rank: int) -> None:

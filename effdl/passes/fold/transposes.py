@@ -7,6 +7,7 @@ from pydantic import Field
 
 from effdl.graph.edit import raise_ir_version, roots
 from effdl.graph.shapes import infer
+from effdl.graph.transposes import perm_of
 from effdl.graph.transposes_edit import LayoutGraph
 from effdl.graph.walk import is_op, subgraphs_of
 from effdl.graph.weights import Names
@@ -74,17 +75,17 @@ class _Run:
         return changes
 
     def _graph(self, graph: ir.Graph, opset: int) -> int:
-        names = [n.name or n.op_type for n in graph if self._wanted(n)]
+        start = {n: (n.inputs[0], perm_of(n, None)) for n in graph if self._wanted(n)}
         layouts = LayoutGraph(
             graph, self.shapes, self.names, self.step.selected, self.step.max_growth
         )
         search = Search(layouts, opset, self._allowed)
-        changes = search.run() if names else 0
-        left = {n.name or n.op_type for n in graph if self._wanted(n)}
-        if changes:
-            for name in dict.fromkeys(names):
-                if name not in left:
-                    self.ctx.touch(name, "cancelled, merged or moved")
+        changes = search.run() if start else 0
+        for node, (source, perm) in start.items():
+            if node.graph is None or not is_op(node, "Transpose"):
+                self.ctx.touch(node, "cancelled or merged")
+            elif source is not node.inputs[0] or perm != perm_of(node, None):
+                self.ctx.touch(node, "moved")
         for node in graph:
             if self._wanted(node):
                 reason = search.reasons.get(node, "moving it would take as many elsewhere")
