@@ -65,13 +65,13 @@ def test_nothing_that_grows_the_file_is_folded() -> None:
 
 
 def test_growth_counts_over_the_whole_model() -> None:
-    lines = [f"z{i} = Expand(c{i}, s)  y{i} = Add(x, z{i})" for i in range(4)]
+    lines = [f"z{i} = Expand(c{i}, s)  y{i} = Concat<axis = 0>(x, z{i})" for i in range(4)]
     weights = [f"float c{i} = {{{i + 2}}}" for i in range(4)]
-    outs = ", ".join(f"float[128] y{i}" for i in range(4))
+    outs = ", ".join(f"float[256] y{i}" for i in range(4))
     head = f"g (float[128] x) => ({outs}) <int64[1] s = {{128}}, {', '.join(weights)}>"
     text = f"{head} {{ {' '.join(lines)} }}"
-    simplified(text, {"Expand": 4, "Add": 4})
-    simplified(text, {"Add": 4}, Simplify(max_growth=4096))
+    simplified(text, {"Expand": 4, "Concat": 4})
+    simplified(text, {"Concat": 4}, Simplify(max_growth=4096))
 
 
 def test_a_huge_result_is_not_even_computed() -> None:

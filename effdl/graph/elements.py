@@ -26,17 +26,33 @@ class Unknown:
     """An element whose value is not known; equal ones are the same number in every run.
 
     Args:
-        value: the tensor it comes from.
+        value: the tensor it comes from, or the name of a dynamic dimension of the model.
         index: the axis of ``value`` whose size it is when ``size`` is set, else its position.
         size: whether it is the size of an axis, so never negative.
     """
 
-    value: ir.Value
+    value: ir.Value | str
     index: int
     size: bool
 
 
-Element = int | Unknown
+@dataclass(frozen=True)
+class Derived:
+    """A number worked out of others, of which one at least is not known; equal ones are equal.
+
+    Args:
+        op: ``Add``, ``Sub``, ``Mul`` or ``Div``.
+        x, y: the operands, in an order of their own where it does not matter.
+        dtype: in which it is computed.
+    """
+
+    op: str
+    x: Element
+    y: Element
+    dtype: ir.DataType
+
+
+Element = int | Unknown | Derived
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,7 @@ class Elements:
 
     def known(self) -> Array | None:
         """Return the array when every element is a number, else None."""
-        if any(isinstance(i, Unknown) for i in self.items):
+        if not all(isinstance(i, int) for i in self.items):
             return None
         flat = np.array(self.items, dtype=self.dtype.numpy())
         return flat.reshape(()) if self.scalar else flat
@@ -97,9 +113,19 @@ class Facts:
         dims = self._shapes.of(value)
         if dims is None or value is None:
             return None
+        names = self._shapes.symbols(value)
         return tuple(
-            d if isinstance(d, int) else Unknown(value, i, True) for i, d in enumerate(dims)
+            d
+            if isinstance(d, int)
+            else Unknown(value, i, True)
+            if names[i] is None
+            else Unknown(names[i] or "", 0, True)
+            for i, d in enumerate(dims)
         )
+
+    def found(self, value: ir.Value) -> Elements | None:
+        """Return the elements that a visited node was seen to make, None for all other values."""
+        return self._found.get(value)
 
     def input(self, node: ir.Node, index: int) -> Elements | None:
         """Return the elements of input ``index`` of ``node``."""
@@ -130,12 +156,23 @@ def _size(facts: Facts, node: ir.Node) -> Elements | None:
     dims = facts.dims(node.inputs[0])
     if dims is None:
         return None
-    count = 1
+    count: Element = 1
     for d in dims:
-        if not isinstance(d, int):
-            return None
-        count *= d
+        count = _combine("Mul", count, d, ir.DataType.INT64)
     return Elements((count,), True, ir.DataType.INT64)
+
+
+def _reduce_prod(facts: Facts, node: ir.Node) -> Elements | None:
+    data = facts.input(node, 0)
+    axes = facts.ints(node, 1, "axes") if len(node.inputs) > 1 or "axes" in node.attributes else ()
+    if data is None or data.scalar or axes not in ((), (0,), (-1,)) or not data.items:
+        return None
+    if axes == () and int_attr(node, "noop_with_empty_axes", 0):
+        return None
+    count: Element = 1
+    for item in data.items:
+        count = _combine("Mul", count, item, data.dtype)
+    return Elements((count,), not int_attr(node, "keepdims", 1), data.dtype)
 
 
 def _gather(facts: Facts, node: ir.Node) -> Elements | None:
@@ -203,7 +240,13 @@ def _cast(facts: Facts, node: ir.Node) -> Elements | None:
     # A number beyond 2**31 would wrap in a cast to INT32; it is not followed any further.
     if any(isinstance(i, int) and not -(1 << 31) <= i < 1 << 31 for i in data.items):
         return None
-    return Elements(data.items, data.scalar, goal)
+    items = data.items
+    if goal == ir.DataType.INT32:
+        out = node.outputs[0]
+        items = tuple(
+            Unknown(out, at, False) if isinstance(i, Derived) else i for at, i in enumerate(items)
+        )
+    return Elements(items, data.scalar, goal)
 
 
 def _rows(parts: list[Elements]) -> list[tuple[Element, ...]] | None:
@@ -220,26 +263,49 @@ def _arithmetic(facts: Facts, node: ir.Node) -> Elements | None:
     rows = _rows([a, b]) if a is not None and b is not None else None
     if a is None or b is None or rows is None or a.dtype != b.dtype or a.dtype == ir.DataType.BOOL:
         return None
-    items = tuple(
-        _combine(node.op_type, x, y, Unknown(node.outputs[0], i, False))
-        for i, (x, y) in enumerate(rows)
-    )
+    items = tuple(_combine(node.op_type, x, y, a.dtype) for x, y in rows)
     return Elements(items, a.scalar and b.scalar, a.dtype)
 
 
-def _combine(op: str, x: Element, y: Element, other: Unknown) -> Element:
+def _combine(op: str, x: Element, y: Element, dtype: ir.DataType) -> Element:
+    """Work out one element; what cannot be is an element that says how it comes about."""
     if isinstance(x, int) and isinstance(y, int):
-        if op == "Div":
-            # Integer division in ONNX truncates; a zero divisor is left to the runtime.
-            return other if y == 0 else abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1)
-        result = {"Add": x + y, "Sub": x - y, "Mul": x * y}[op]
-        return result if -(1 << 31) <= result < 1 << 31 else other
+        result = _number(op, x, y)
+        return Derived(op, x, y, dtype) if result is None else result
     neutral = 0 if op in ("Add", "Sub") else 1
     if y == neutral:
         return x
     if x == neutral and op in ("Add", "Mul"):
         return y
-    return other
+    if op in ("Add", "Mul") and hash(x) > hash(y):
+        x, y = y, x
+    if op == "Div" and isinstance(x, Derived) and x.op == "Mul" and isinstance(y, int) and y > 0:
+        # The product of sizes is far from where numbers wrap.
+        if x.x == y and never_negative(x.y):
+            return x.y
+        if x.y == y and never_negative(x.x):
+            return x.x
+    return Derived(op, x, y, dtype)
+
+
+def _number(op: str, x: int, y: int) -> int | None:
+    """Compute with 64-bit integers as ONNX does; None for what is left to the runtime."""
+    if op == "Div":
+        # Integer division in ONNX truncates.
+        return None if y == 0 else abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1)
+    result = {"Add": x + y, "Sub": x - y, "Mul": x * y}[op]
+    return result if -(1 << 31) <= result < 1 << 31 else None
+
+
+def never_negative(element: Element) -> bool:
+    """Whether ``element`` is at least zero in every run."""
+    if isinstance(element, int):
+        return element >= 0
+    if isinstance(element, Unknown):
+        return element.size
+    if element.dtype != ir.DataType.INT64 or element.op == "Sub":
+        return False
+    return never_negative(element.x) and never_negative(element.y)
 
 
 def _equal(facts: Facts, node: ir.Node) -> Elements | None:
@@ -252,10 +318,10 @@ def _equal(facts: Facts, node: ir.Node) -> Elements | None:
         number, size = (x, y) if isinstance(x, int) else (y, x)
         if x == y:
             items.append(1)
-        elif isinstance(x, int) and isinstance(y, int):
+        elif (isinstance(x, int) and isinstance(y, int)) or (
+            isinstance(number, int) and number < 0 and never_negative(size)
+        ):
             items.append(0)
-        elif isinstance(number, int) and number < 0 and isinstance(size, Unknown) and size.size:
-            items.append(0)  # the size of an axis is never negative
         else:
             items.append(Unknown(node.outputs[0], i, False))
     return Elements(tuple(items), a.scalar and b.scalar, ir.DataType.BOOL)
@@ -301,6 +367,7 @@ _RULES: dict[str, Rule] = {
     "Gather": _gather,
     "Identity": _same,
     "Mul": _arithmetic,
+    "ReduceProd": _reduce_prod,
     "Reshape": _reshape,
     "Shape": _shape,
     "Size": _size,
@@ -312,15 +379,23 @@ _RULES: dict[str, Rule] = {
 }
 
 
-def reshape_goal(data: ir.Value, elements: Elements) -> tuple[int, ...] | None:
-    """Return a constant shape that reshapes ``data`` (allowzero=0) as ``elements`` do, None if none.
+def reshape_goal(dims: tuple[Element, ...] | None, elements: Elements) -> tuple[int, ...] | None:
+    """Return a constant shape that reshapes (allowzero=0) as ``elements`` do, None if there is none.
 
-    An element that is the size of the axis of ``data`` at its own place becomes 0: at run time a size
-    of 0 would mean the same. One other unknown becomes -1 where all the rest are positive numbers.
+    An element that is the size of the data's axis at its own place becomes 0: at run time a size of 0
+    would mean the same. One other unknown becomes -1 where all the rest are positive numbers.
+
+    Args:
+        dims: sizes of the axes of the data, None where its rank is not known.
+        elements: the shape that is asked for.
     """
     if 0 in elements.items:
         return None
-    own = [i == Unknown(data, at, True) for at, i in enumerate(elements.items)]
+    sizes = dims or ()
+    own = [
+        at < len(sizes) and i == sizes[at] and not isinstance(i, int)
+        for at, i in enumerate(elements.items)
+    ]
     others = [i for i, is_own in zip(elements.items, own, strict=True) if not is_own]
     numbers = [i for i in others if isinstance(i, int)]
     if len(others) - len(numbers) > 1:

@@ -262,7 +262,7 @@ class _Round:
             elements = facts.of(shape) if constant_tensor(shape) is None else None
             if data is None or elements is None or int_attr(node, "allowzero", 0):
                 continue
-            goal = reshape_goal(data, elements)
+            goal = reshape_goal(facts.dims(data), elements)
             if goal is not None:
                 value = add_initializer(
                     graph, self.names, f"{node.name or 'Reshape'}_shape", np.array(goal, np.int64)

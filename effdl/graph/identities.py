@@ -8,9 +8,25 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from effdl.graph.algebra import (
+    BROADCAST,
+    drop_zero_states,
+    merge_clips,
+    merge_factors,
+    skip_expand,
+    swap_where,
+)
 from effdl.graph.dedup import Report, dropout_is_identity
 from effdl.graph.edit import can_forward, forward, has_reference, remove_if_unused, roots
 from effdl.graph.elements import Facts
+from effdl.graph.neighbours import (
+    merge_axes,
+    merge_concats,
+    merge_into_gemm,
+    merge_reduction,
+    merge_slices,
+)
+from effdl.graph.scope import Scope
 from effdl.graph.shapes import Shapes
 from effdl.graph.views import merge_views
 from effdl.graph.walk import int_attr, ints_attr, is_op, only_user, subgraphs_of
@@ -20,31 +36,6 @@ _UNIFORM_LIMIT = 1 << 16
 _FAR = (1 << 31) - 1
 _IDEMPOTENT = ("Abs", "Ceil", "Floor", "Relu", "Round", "Sign")
 _INVOLUTION = ("Neg", "Not")
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What a rule may ask about the graph around a node.
-
-    Args:
-        shapes: inferred types and shapes.
-        facts: small integer tensors, element by element.
-        opset: of the default domain.
-    """
-
-    shapes: Shapes
-    facts: Facts
-    opset: int
-
-    def same_static(self, a: ir.Value, b: ir.Value) -> bool:
-        """Whether both shapes are known in full and equal."""
-        shape = self.shapes.static(a)
-        return shape is not None and shape == self.shapes.static(b)
-
-    def rank(self, value: ir.Value) -> int | None:
-        """Return the number of axes of ``value``."""
-        dims = self.shapes.of(value)
-        return None if dims is None else len(dims)
 
 
 def remove_identities(
@@ -101,7 +92,13 @@ class _Editor:
             if what:
                 self.touch(node, what)
                 return 1
-        what = merge_views(node, self.scope.shapes, self.names) if self._may_add(node) else ""
+        names = self.names if self._may_add(node) else None
+        for merge in _MERGES.get(node.op_type, ()):
+            what = merge(node, self.scope, names)
+            if what:
+                self.touch(node, what)
+                return 1
+        what = merge_views(node, self.scope.shapes, self.names) if names is not None else ""
         if what:
             self.touch(node, what)
         return int(bool(what))
@@ -112,6 +109,19 @@ class _Editor:
 
 
 Rule = Callable[[ir.Node, Scope], bool]
+Merge = Callable[[ir.Node, Scope, Names | None], str]
+_MERGES: dict[str, tuple[Merge, ...]] = {
+    "Clip": (merge_clips,),
+    "Concat": (merge_concats,),
+    "Gemm": (merge_into_gemm,),
+    "Mul": (merge_factors, skip_expand),
+    "Slice": (merge_slices,),
+    "Squeeze": (merge_reduction, merge_axes),
+    "Unsqueeze": (merge_reduction, merge_axes),
+    "Where": (swap_where, skip_expand),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), (drop_zero_states,)),
+    **{op: (skip_expand,) for op in BROADCAST if op not in ("Mul", "Where")},
+}
 
 
 def nothing_done(node: ir.Node, scope: Scope) -> ir.Value | None:
@@ -122,6 +132,8 @@ def nothing_done(node: ir.Node, scope: Scope) -> ir.Value | None:
         return None
     if is_op(node, *_INVOLUTION, *_IDEMPOTENT):
         return _undone(node)
+    if is_op(node, "And", "Max", "Min", "Or") and len(set(node.inputs)) == 1:
+        return node.inputs[0]
     if is_op(node, "Add", "Sub", "Mul", "Div", "Pow", "And", "Or"):
         return _neutral(node, scope)
     rule = _RULES.get(node.op_type)

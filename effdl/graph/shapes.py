@@ -27,6 +27,7 @@ class Shapes:
         known: type and shape by value.
         branches: the If nodes whose condition does not depend on data, with the condition.
         dims: the dynamic dimensions that were given a value.
+        names: shapes as inferred, without what is only declared.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class Shapes:
         known: Mapping[ir.Value, tuple[ir.DataType | None, Dims | None]],
         branches: Mapping[ir.Node, bool],
         dims: Mapping[str, int],
+        names: Mapping[ir.Value, Dims] | None = None,
     ) -> None:
         self._known = known
+        self._names = names or {}
         self._branches = branches
         self.dims = dict(dims)
 
@@ -55,6 +58,16 @@ class Shapes:
         if shape is None or not all(isinstance(d, int) for d in shape):
             return None
         return tuple(d for d in shape if isinstance(d, int))
+
+    def symbols(self, value: ir.Value) -> tuple[str | None, ...]:
+        """Return the name of each axis that inference proved to be as long as an input's of that name.
+
+        Names that are only declared are left out: exports give one name to lengths that differ.
+        """
+        names = self._names.get(value)
+        if names is None:
+            return (None,) * len(self.of(value) or ())
+        return tuple(d if isinstance(d, str) else None for d in names)
 
     def dtype(self, value: ir.Value | None) -> ir.DataType | None:
         """Return the element type of ``value``, None when unknown or no tensor."""
@@ -98,6 +111,7 @@ def infer(
     types, conditions = _solve(proto, table, pinned, values or {})
     symbols = {d for v in model.graph.inputs for d in dims_of(v.shape) or () if isinstance(d, str)}
     known = {}
+    names: dict[ir.Value, Dims] = {}
     for name, value in table.items():
         elem, shape = types.get(name, (0, None))
         tensor = constant_tensor(value)
@@ -105,13 +119,16 @@ def infer(
             elem, shape = int(tensor.dtype), tuple(tensor.shape.numpy())
         dtype = ir.DataType(elem) if elem else value.dtype
         declared = _pinned(dims_of(value.shape), pinned)
-        known[value] = (dtype, _merge(_drop_symbols(shape, symbols), declared))
+        shape = _drop_symbols(shape, symbols)
+        known[value] = (dtype, _merge(shape, declared))
+        if shape is not None:
+            names[value] = shape
     branches = {}
     for name, condition in conditions.items():
         node = table[name].producer()
         if node is not None:
             branches[node] = condition
-    return Shapes(known, branches, pinned)
+    return Shapes(known, branches, pinned, names)
 
 
 def infer_into(model: ir.Model) -> int:

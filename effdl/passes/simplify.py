@@ -13,6 +13,7 @@ from effdl.graph.edit import raise_ir_version
 from effdl.graph.folding import Folder
 from effdl.graph.identities import remove_identities
 from effdl.graph.inline import inline_ifs
+from effdl.graph.shape_vectors import merge_vectors
 from effdl.graph.shapes import infer
 from effdl.passes.base import Context, Pass
 
@@ -64,6 +65,7 @@ class Simplify(Pass):
                 shapes = infer(model)
             kinds["folded"] += folder.run(model, shapes)
             kinds["identities"] += remove_identities(model, shapes, folder.known, ctx.touch, skip)
+            kinds["shape_vectors"] += merge_vectors(model, shapes, folder.known, ctx.touch)
             kinds["duplicate_weights"] += merge_initializers(model, ctx.touch)
             kinds["duplicate_nodes"] += merge_nodes(model, ctx.touch, skip)
             kinds["dead"] += clean(model)
