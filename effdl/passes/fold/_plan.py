@@ -170,7 +170,8 @@ class Planner:
         assert found is not None
         layer = self._layer(*found)
         weight, bias = layer.before(affine)
-        return update(layer, weight, bias if affine.shifts else None)
+        shifts = affine.shifts or is_op(node, "BatchNormalization")
+        return update(layer, weight, bias if shifts else None)
 
     def _layer(self, node: ir.Node, bias: ir.Node | None) -> Layer:
         rank = None
