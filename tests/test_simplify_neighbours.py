@@ -254,3 +254,15 @@ def test_any_slices(first: tuple[int, int], second: tuple[int, int], axes: tuple
     run_pass(Simplify(), model)
     assert op_counts(model).get("Slice", 0) <= 1 or first[0] == 0
     assert_same(before, model, rtol=0, atol=0, m=7, n=5)
+
+
+def test_declared_sizes_are_not_believed_when_inputs_are_dynamic() -> None:
+    """Exporters write the sizes of their example into outputs."""
+    model = from_text(
+        HEAD
+        + """g (float[b,4,6] x) => (float[3,4,6] y) <int64[1] i = {0}, int64[2] t = {4,6}>
+        {f = Flatten(x) s = Shape(x) n = Gather(s, i) c = Concat<axis=0>(n, t) y = Reshape(f, c)}"""
+    )
+    before = model.clone()
+    run_pass(Simplify(), model)
+    assert_same(before, model, rtol=0, atol=0, b=2)

@@ -28,6 +28,7 @@ class Shapes:
         branches: the If nodes whose condition does not depend on data, with the condition.
         dims: the dynamic dimensions that were given a value.
         names: shapes as inferred, without what is only declared.
+        dynamic: whether an input has a dynamic dimension.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Shapes:
         branches: Mapping[ir.Node, bool],
         dims: Mapping[str, int],
         names: Mapping[ir.Value, Dims] | None = None,
+        dynamic: bool = False,
     ) -> None:
         self._known = known
+        self._dynamic = dynamic
         self._names = names or {}
         self._branches = branches
         self.dims = dict(dims)
@@ -50,7 +53,7 @@ class Shapes:
             return self._known[value][1]
         if value.const_value is not None:
             return dims_of(ir.Shape(value.const_value.shape.numpy()))
-        return _pinned(dims_of(value.shape), self.dims)
+        return _declared(value, self.dims, self._dynamic)
 
     def static(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """Return the shape of ``value`` when every dimension is a number, else None."""
@@ -108,7 +111,8 @@ def infer(
     _forget_declared(proto)
     _pin(proto, model, pinned)
     stand_in(proto)
-    types, conditions = _solve(proto, table, pinned, values or {})
+    dynamic = bool(dynamic_dims(model))
+    types, conditions = _solve(proto, table, pinned, values or {}, dynamic)
     symbols = {d for v in model.graph.inputs for d in dims_of(v.shape) or () if isinstance(d, str)}
     known = {}
     names: dict[ir.Value, Dims] = {}
@@ -118,7 +122,7 @@ def infer(
         if tensor is not None:
             elem, shape = int(tensor.dtype), tuple(tensor.shape.numpy())
         dtype = ir.DataType(elem) if elem else value.dtype
-        declared = _pinned(dims_of(value.shape), pinned)
+        declared = _declared(value, pinned, dynamic)
         shape = _drop_symbols(shape, symbols)
         known[value] = (dtype, _merge(shape, declared))
         if shape is not None:
@@ -128,7 +132,7 @@ def infer(
         node = table[name].producer()
         if node is not None:
             branches[node] = condition
-    return Shapes(known, branches, pinned, names)
+    return Shapes(known, branches, pinned, names, dynamic)
 
 
 def infer_into(model: ir.Model) -> int:
@@ -192,6 +196,11 @@ def _forget_declared(proto: onnx.ModelProto) -> None:
     """Drop declared shapes, but those of inputs: stale ones are common and would win."""
     for graph in graphs(proto.graph):
         del graph.value_info[:]
+        if graph is not proto.graph:  # names of dimensions mean something in the main graph only
+            for port in graph.input:
+                for dim in port.type.tensor_type.shape.dim:
+                    if dim.HasField("dim_param"):
+                        dim.Clear()
         for output in graph.output:
             if output.type.HasField("tensor_type"):
                 output.type.tensor_type.ClearField("shape")
@@ -216,11 +225,26 @@ def _pinned(shape: Dims | None, dims: Mapping[str, int]) -> Dims | None:
     )
 
 
+def _declared(value: ir.Value, dims: Mapping[str, int], dynamic: bool) -> Dims | None:
+    """Return the shape ``value`` is declared with, as far as it can be believed.
+
+    Exporters write the sizes of their example into outputs, and whoever makes an input dynamic
+    afterwards leaves the rest as it was: with a dynamic input, the sizes of what nodes make are
+    believed only where an operator that nobody knows makes it.
+    """
+    shape = _pinned(dims_of(value.shape), dims)
+    node = value.producer()
+    if shape is None or not dynamic or node is None or node.domain not in ("", "ai.onnx"):
+        return shape
+    return tuple(None if isinstance(d, int) else d for d in shape)
+
+
 def _solve(
     proto: onnx.ModelProto,
     table: Mapping[str, ir.Value],
     dims: Mapping[str, int],
     values: Mapping[str, Array],
+    dynamic: bool,
 ) -> tuple[Types, dict[str, bool]]:
     """Infer and fold by turns until nothing is gained."""
     branches: dict[str, bool] = {}
@@ -230,7 +254,7 @@ def _solve(
         types = _infer_once(proto, types)
         if fold(proto, types, branches, values):
             continue
-        if seeded or not _seed(proto, types, table, dims):
+        if seeded or not _seed(proto, types, table, dims, dynamic):
             break
         seeded = True
     return types, branches
@@ -266,6 +290,7 @@ def _seed(
     types: Types,
     table: Mapping[str, ir.Value],
     dims: Mapping[str, int],
+    dynamic: bool,
 ) -> bool:
     """Declare what the model itself says about values that inference left open."""
     seeded = False
@@ -276,7 +301,7 @@ def _seed(
             if value is None or (graph is proto.graph and name in outputs):
                 continue
             found = types.get(name, (0, None))[1]
-            merged = _merge(found, _pinned(dims_of(value.shape), dims))
+            merged = _merge(found, _declared(value, dims, dynamic))
             if merged != found and merged is not None and value.dtype is not None:
                 shape = [d if isinstance(d, int) else None for d in merged]
                 info = onnx.helper.make_tensor_value_info(name, int(value.dtype), shape)
