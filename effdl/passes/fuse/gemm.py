@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from effdl.graph.dims import Dims
 from effdl.graph.edit import roots
-from effdl.graph.match import Mismatch, keeps_rank, label, need, some, split_scalar
+from effdl.graph.match import Mismatch, keeps_rank, need, some, split_scalar
 from effdl.graph.shapes import Shapes, infer
 from effdl.graph.walk import float_attr, int_attr, ints_attr, is_op, only_user, producer
 from effdl.graph.weights import constant_tensor, scalar
@@ -120,12 +120,12 @@ class _Fuser:
             dims = self.dims(node.inputs[k])
             if not is_op(node, "Gemm"):
                 dims = some(dims, f"the rank of '{_name(node.inputs[k])}' is unknown")
-                need(len(dims) == 2, f"an operand of {label(node)} has {len(dims)} axes, not 2")
+                need(len(dims) == 2, f"an operand of the product has {len(dims)} axes, not 2")
             transposed = is_op(node, "Gemm") and int_attr(node, trans, 0) != 0
             sizes.append(dims[k ^ transposed] if dims is not None and len(dims) == 2 else None)
         dtype = self.dtype(node)
         named = dtype.name.lower() if dtype else "of unknown type"
-        need(dtype in _DTYPES, f"{label(node)} is {named}: no Gemm kernel for it")
+        need(dtype in _DTYPES, f"the product is {named}: no Gemm kernel for it")
         made = self.dims(node.outputs[0])
         if made is not None and len(made) == 2:
             sizes = [
@@ -167,11 +167,11 @@ class _Fuser:
     def _need_bias(self, product: ir.Node, bias: ir.Value) -> None:
         rows, columns = self.matrices(product)
         dims = some(self.dims(bias), f"the shape of the bias '{bias.name}' is unknown")
-        need(len(dims) <= 2, f"the bias '{bias.name}' has {len(dims)} axes")
+        need(len(dims) <= 2, f"the bias has {len(dims)} axes")
         padded = (1,) * (2 - len(dims)) + dims
         for d, size in zip(padded, (rows, columns), strict=True):
             fits = d == 1 or (d is not None and d == size)
-            need(fits, f"the bias '{bias.name}' may be larger than the product it is added to")
+            need(fits, "the bias may be larger than the product it is added to")
         if constant_tensor(product.inputs[1]) is None:
             left = constant_tensor(product.inputs[0]) is not None
             need(not left, "its weight is on the left, where later passes expect none in a Gemm")
@@ -180,8 +180,8 @@ class _Fuser:
         one_each = tensor is not None and tensor.size == columns and padded[1] == columns
         need(
             one_each or self.step.any_bias,
-            f"the bias '{bias.name}' is not one constant per output: quantization would "
-            "decline the Gemm (any_bias fuses it)",
+            "the bias is not one constant per output: quantization would decline the Gemm "
+            "(any_bias fuses it)",
         )
 
     def product_of_transposed(self, node: ir.Node, opset: int, is_function: bool) -> int:

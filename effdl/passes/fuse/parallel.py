@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -112,6 +112,7 @@ class _Packer:
     Args:
         origin: the values that were replaced, by the new ones: shapes are known of the former.
         declined: the last reason, by node.
+        sizes: the constants that Split nodes read.
     """
 
     step: FuseParallel
@@ -120,6 +121,7 @@ class _Packer:
     names: Names
     origin: dict[ir.Value, ir.Value]
     declined: dict[ir.Node, str]
+    sizes: dict[tuple[ir.Graph, tuple[int, ...]], ir.Value] = field(default_factory=dict)
 
     def sweep(self, graph: ir.Graph, opset: int, is_function: bool) -> int:
         """Go through the layers of one graph; return how many became part of another."""
@@ -224,13 +226,17 @@ class _Packer:
                 axis += rank
             made.append(self._split(graph, whole, [b.width for b in branches], axis, opset))
         graph.insert_before(first, made)
-        if concat is None:
-            for end, part in zip(ends, made[-1].outputs, strict=True):
-                self._forward(end, part)
-        else:
+        parts = list(made[-1].outputs) if concat is None else []
+        for end, part in zip(ends, parts, strict=concat is None):
+            self._forward(end, part)
+        if concat is not None:
             self._shorten(graph, concat, ends, whole)
         for node in reversed(list(dict.fromkeys(old))):
             remove(node)
+        for end, part in zip(ends, parts, strict=concat is None):
+            part.name = part.name if part.is_graph_output() else end.name
+        if branches[0].node.name:
+            made[0].name = branches[0].node.name  # the patterns of a recipe may name it
         self.ctx.touch(made[0], f"{what} -> one {made[0].op_type}")
         return len(branches) - 1
 
@@ -279,14 +285,18 @@ class _Packer:
     def _split(
         self, graph: ir.Graph, whole: ir.Value, sizes: list[int], axis: int, opset: int
     ) -> ir.Node:
-        base = f"{whole.name}_split"
         inputs, attributes = [whole], [ir.AttrInt64("axis", axis)]
         if opset >= _SIZES_AS_INPUT:
-            array = np.array(sizes, np.int64)
-            inputs.append(add_initializer(graph, self.names, f"{base}_sizes", array))
+            key = (graph, tuple(sizes))
+            if key not in self.sizes:
+                array = np.array(sizes, np.int64)
+                self.sizes[key] = add_initializer(graph, self.names, "split_sizes", array)
+            inputs.append(self.sizes[key])
         else:
             attributes.append(ir.AttrInt64s("split", sizes))
-        return self._node("Split", inputs, attributes, base, count=len(sizes))
+        maker = whole.producer()
+        assert maker is not None
+        return self._node("Split", inputs, attributes, f"{maker.name}_split", count=len(sizes))
 
     def _shorten(
         self, graph: ir.Graph, concat: ir.Node, parts: Sequence[ir.Value], whole: ir.Value
