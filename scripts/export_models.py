@@ -14,6 +14,7 @@ import transformers as tf
 from torch import nn
 
 VOCABULARY = 1000
+EDGE = (3, 9)
 Feed = dict[str, np.ndarray]
 
 
@@ -29,6 +30,8 @@ class Case:
     output_axes: dict[str, dict[int, str]] = field(default_factory=dict)
     star: int = 0
     """How many of the last inputs reach the module as ``*args``."""
+    edge: tuple[int, ...] = ()
+    """A shape whose feed has a text padded in front and one that is nothing but padding."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,10 @@ def text_case(types: bool = False, longest: int = 128) -> Case:
         batch, length = shape
         rng = np.random.default_rng(length)
         mask = np.ones((batch, length), np.int64)
-        mask[1:, -5:] = 0
+        if (batch, length) == EDGE:
+            mask[1, :4], mask[2] = 0, 0
+        else:
+            mask[1:, -5:] = 0
         found = {"input_ids": rng.integers(5, VOCABULARY, (batch, length)), "attention_mask": mask}
         if types:
             found["token_type_ids"] = rng.integers(0, 2, (batch, length))
@@ -116,7 +122,8 @@ def text_case(types: bool = False, longest: int = 128) -> Case:
 
     axes = {n: {0: "batch", 1: "seq"} for n in names}
     output = {"last_hidden_state": {0: "batch", 1: "seq"}}
-    return Case(feed, axes, (2, 13), ((1, longest), (2, 17)), output_axes=output)
+    shapes = ((1, longest), (2, 17))
+    return Case(feed, axes, (2, 13), shapes, output_axes=output, edge=EDGE)
 
 
 def image_case(name: str, *dims: int, shapes: tuple[tuple[int, ...], ...] = ((1,), (2,))) -> Case:

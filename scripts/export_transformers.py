@@ -158,7 +158,7 @@ def one(name: str, label: str, folder: Path) -> dict[str, Any]:
             by_hand(made, label, goal)
     row["error"] = check(goal, case, expected)
     row["right"] = max(row["error"].values()) <= TOLERANCE
-    for number, shape in enumerate(case.shapes):
+    for number, shape in enumerate([*case.shapes, *([case.edge] if case.edge else [])]):
         np.savez(folder / f"{name}.{number}.npz", **case.feed(shape))
     loaded = onnx.load(goal, load_external_data=False)
     row["opset"] = max(o.version for o in loaded.opset_import if o.domain == "")
