@@ -103,14 +103,10 @@ def _apart(norm: ir.Node, shapes: Shapes) -> _Pair | None:
     if total.is_graph_output() or len(total.uses()) != 1 or add.graph is not norm.graph:
         return None
     a, b = (shapes.of(v) for v in add.inputs)
-    if (a is not None and len(a) != 3) or (b is not None and len(b) != 3):
-        return None
-    if (
-        a is not None
-        and b is not None
-        and any(p != q and p and q for p, q in zip(a, b, strict=True))
-    ):
-        return None  # only sums of equal shapes are fused
+    known = a is not None and b is not None and None not in (*a, *b)
+    need(known, f"the shapes that {label(add)} adds are not known: ONNX Runtime leaves it")
+    if a is None or a != b or len(a) != 3:
+        return None  # only sums of equal shapes of three dimensions are fused
     dtype = shapes.dtype(total)
     name = dtype.name if dtype is not None else "of unknown type"
     need(dtype == ir.DataType.FLOAT, f"'{total.name}' is {name}: no kernel for its Sum")
