@@ -261,7 +261,8 @@ def test_inside_branches() -> None:
     fold(
         f"""{HEAD} (float[2,3] x, bool c) => (float[2,3] y)
         {{ h = Sin(x)
-           y = If(c) <then_branch = t () => (float[2,3] r) {{ a = Transpose(h)  b = Relu(a)  r = Transpose(b) }},
+           y = If(c) <then_branch = t () => (float[2,3] r)
+                        {{ a = Transpose(h)  b = Relu(a)  r = Transpose(b) }},
                       else_branch = e () => (float[2,3] q) {{ q = Neg(h) }}> }}""",
         left=0,
     )

@@ -50,7 +50,7 @@ class Grower:
         perm = perm or tuple(self.draw(st.permutations(range(len(shape)))))
         return self.node("Transpose", [name], tuple(shape[p] for p in perm), perm=list(perm))
 
-    def step(self) -> None:
+    def step(self) -> None:  # noqa: PLR0912
         x = self.pick()
         shape = self.tensors[x]
         rank = len(shape)

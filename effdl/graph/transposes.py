@@ -82,12 +82,14 @@ class Plan:
         outputs: the order in which it gives each output; None: as ever.
         edit: what has to be changed on the node, after its inputs are rewired.
         nodes: nodes that this adds.
+        hidden: Transposes of its output that the runtime adds inside; negative: that it saves.
     """
 
     inputs: tuple[Perm | None, ...]
     outputs: tuple[Perm | None, ...]
     edit: Callable[[ir.Node, Names], None] | None = None
     nodes: int = 0
+    hidden: int = 0
 
 
 @dataclass(frozen=True)

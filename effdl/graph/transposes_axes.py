@@ -14,15 +14,13 @@ from effdl.graph.transposes import (
     Plan,
     axis_of,
     extended,
-    inverse,
     moved,
     without,
 )
-from effdl.graph.walk import int_attr, ints_attr, str_attr
+from effdl.graph.walk import int_attr, ints_attr
 from effdl.graph.weights import Array, Names, add_initializer, constant, replace_weight
 
 Edit = Callable[[ir.Node, Names], None]
-_WIDEST_SPATIAL = {2: 2, 3: 2, 4: 2, 5: 3}
 
 
 def put_input(index: int, array: Array) -> Edit:
@@ -110,7 +108,7 @@ def put_axes(ask: Ask, index: int, old: Sequence[int], new: Sequence[int]) -> Ed
     return put_input(index, np.array(new, np.int64 if like is None else like.dtype))
 
 
-def _ends(ask: Ask, perm_in: Perm, perm_out: Perm, edit: Edit | None) -> Plan:
+def one_tensor(ask: Ask, perm_in: Perm, perm_out: Perm, edit: Edit | None) -> Plan:
     """The plan of an operator with one tensor: the other inputs stay as they are."""
     others = (None,) * (len(ask.node.inputs) - 1)
     return Plan((perm_in, *others), (perm_out,) * len(ask.node.outputs), edit)
@@ -127,7 +125,7 @@ def reduction(ask: Ask) -> Plan:
     named = axes if axes else tuple(range(rank))
     perm, out = _around(ask, named, bool(keep), rank)
     edit = put_axes(ask, 1, axes, sorted(moved(axes, perm))) if axes else None
-    return _ends(ask, perm, out, _unless_sorted(axes, perm, edit))
+    return one_tensor(ask, perm, out, _unless_sorted(axes, perm, edit))
 
 
 def _unless_sorted(axes: Sequence[int] | None, perm: Perm, edit: Edit | None) -> Edit | None:
@@ -149,7 +147,7 @@ def arg_extreme(ask: Ask) -> Plan:
     rank = len(ask.dims(0))
     axis = ask.axis("axis", 0, rank)
     perm, out = _around(ask, [axis], bool(int_attr(ask.node, "keepdims", 1)), rank)
-    return _ends(ask, perm, out, _put_axis(axis, perm))
+    return one_tensor(ask, perm, out, _put_axis(axis, perm))
 
 
 def _put_axis(axis: int, perm: Perm) -> Edit | None:
@@ -166,7 +164,7 @@ def squeeze(ask: Ask) -> Plan:
         raise Declined("it does not say which axes it squeezes")
     perm, out = _around(ask, axes, False, rank)
     edit = put_axes(ask, 1, axes, sorted(moved(axes, perm)))
-    return _ends(ask, perm, out, _unless_sorted(axes, perm, edit))
+    return one_tensor(ask, perm, out, _unless_sorted(axes, perm, edit))
 
 
 def unsqueeze(ask: Ask) -> Plan:
@@ -183,7 +181,7 @@ def unsqueeze(ask: Ask) -> Plan:
     else:
         perm, out = ask.perm, extended(ask.perm, axes)
     edit = put_axes(ask, 1, axes, sorted(moved(axes, out)))
-    return _ends(ask, perm, out, _unless_sorted(axes, out, edit))
+    return one_tensor(ask, perm, out, _unless_sorted(axes, out, edit))
 
 
 def one_axis(default: int | None) -> Callable[[Ask], Plan]:
@@ -212,10 +210,10 @@ def softmax(ask: Ask) -> Plan:
     goal = moved([axis], ask.perm)[0]
     if old and not axis == goal == rank - 1:
         raise Declined("before opset 13 it works on all axes behind its own")
-    # ONNX Runtime transposes before and after a Softmax on an inner axis: no gain there.
-    inward = int(axis == rank - 1 and goal != axis)
+    # ONNX Runtime transposes before and after a Softmax on an inner axis.
+    hidden = 2 * (int(goal < rank - 1) - int(axis < rank - 1))
     edit = None if goal == axis else put_int("axis", goal)
-    return Plan((ask.perm,), (ask.perm,), edit, nodes=inward)
+    return Plan((ask.perm,), (ask.perm,), edit, hidden=hidden)
 
 
 def slices(ask: Ask) -> Plan:
@@ -242,7 +240,7 @@ def slices(ask: Ask) -> Plan:
         if dtype not in (ir.DataType.INT32, ir.DataType.INT64):
             raise Declined("the type of its starts is not known")
         edit = put_input(3, np.array(goal, dtype.numpy()))
-    return _ends(ask, ask.perm, ask.perm, edit)
+    return one_tensor(ask, ask.perm, ask.perm, edit)
 
 
 def pads(ask: Ask) -> Plan:
@@ -253,7 +251,7 @@ def pads(ask: Ask) -> Plan:
         axes = given_axes(ask, 3, rank)
         assert axes is not None
         edit = put_axes(ask, 3, axes, moved(axes, ask.perm))
-        return _ends(ask, ask.perm, ask.perm, edit)
+        return one_tensor(ask, ask.perm, ask.perm, edit)
     if ask.opset < 11:
         numbers = np.array(ints_attr(node, "pads"), np.int64)
     else:
@@ -262,9 +260,9 @@ def pads(ask: Ask) -> Plan:
         raise Declined("its pads are not two for each axis")
     goal = numbers.reshape(2, rank)[:, list(ask.perm)].ravel()
     if (goal == numbers.ravel()).all():
-        return _ends(ask, ask.perm, ask.perm, None)
+        return one_tensor(ask, ask.perm, ask.perm, None)
     edit = put_ints("pads", [int(p) for p in goal]) if ask.opset < 11 else put_input(1, goal)
-    return _ends(ask, ask.perm, ask.perm, edit)
+    return one_tensor(ask, ask.perm, ask.perm, edit)
 
 
 def gather(ask: Ask) -> Plan:
@@ -284,7 +282,7 @@ def gather(ask: Ask) -> Plan:
         perm, out = extended(ask.perm, [axis]), ask.perm
     else:
         perm, out = _whole(ask.perm, parts), ask.perm
-    return _ends(ask, perm, out, _put_axis(axis, perm))
+    return one_tensor(ask, perm, out, _put_axis(axis, perm))
 
 
 def _whole(perm: Perm, parts: Sequence[tuple[int, ...]]) -> Perm:
@@ -309,7 +307,7 @@ def per_axis(index: int, what: str, since: int) -> Callable[[Ask], Plan]:
         full = np.concatenate([np.ones(rank - len(numbers), numbers.dtype), numbers])
         goal = full[list(ask.perm)]
         edit = None if np.array_equal(goal, full) else put_input(index, goal)
-        return _ends(ask, ask.perm, ask.perm, edit)
+        return one_tensor(ask, ask.perm, ask.perm, edit)
 
     return rule
 
@@ -321,130 +319,4 @@ def cumulative(ask: Ask) -> Plan:
     old = axis_of(int(axis.reshape(())), len(ask.perm))
     goal = moved([old], ask.perm)[0]
     edit = None if goal == old else put_input(1, np.full(axis.shape, goal, axis.dtype))
-    return _ends(ask, ask.perm, ask.perm, edit)
-
-
-def resize(ask: Ask) -> Plan:
-    """Resize and Upsample, where ONNX Runtime has a kernel for the new order."""
-    ask.on_data()
-    node, rank = ask.node, len(ask.perm)
-    dims = ask.dims(0)
-    axes = given_axes(ask, len(node.inputs), rank)
-    over = axes if axes is not None else tuple(range(rank))
-    changes: list[Edit] = []
-    scaled: set[int] = set()
-    for index, width in _sizes(ask):
-        numbers = ask.array(index, "sizes")
-        if not numbers.size:
-            continue
-        if numbers.size != width * len(over):
-            raise Declined("its sizes are not one for each axis")
-        if width == 1:
-            is_scale = numbers.dtype.kind == "f"
-            scaled |= {
-                a
-                for a, n in zip(over, numbers.ravel(), strict=True)
-                if (float(n) != 1 if is_scale else dims[a] != int(n))
-            }
-        goal = numbers.reshape(width, -1)[:, list(ask.perm)].ravel() if axes is None else numbers
-        if not np.array_equal(goal, numbers):
-            changes.append(put_input(index, goal))
-    if "scales" in node.attributes:
-        factors = [float(s) for s in node.attributes["scales"].as_floats()]
-        if len(factors) != rank:
-            raise Declined("its scales are not one for each axis")
-        scaled |= {a for a, s in enumerate(factors) if s != 1}
-        changes.append(_put_scales([factors[a] for a in ask.perm]))
-    if str_attr(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
-        scaled = set(over)
-    _has_kernel(ask, scaled)
-    if axes is not None and moved(axes, ask.perm) != axes:
-        changes.append(put_ints("axes", moved(axes, ask.perm)))
-    return _ends(ask, ask.perm, ask.perm, edits(*changes))
-
-
-def _sizes(ask: Ask) -> list[tuple[int, int]]:
-    """Inputs that have numbers for each axis, and how many for each."""
-    node = ask.node
-    if node.op_type == "Upsample" or ask.opset < 11:
-        slots = [(1, 1)]
-    else:
-        crop = str_attr(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"
-        slots = [(1, 2)] * crop + [(2, 1), (3, 1)]
-    return [(i, width) for i, width in slots if ask.given(i)]
-
-
-def _has_kernel(ask: Ask, scaled: set[int]) -> None:
-    mode = str_attr(ask.node, "mode", "nearest")
-    if mode == "nearest" or not scaled:
-        return
-    rank = len(ask.perm)
-    first = rank - _WIDEST_SPATIAL.get(rank, 0)
-    at = moved(sorted(scaled), ask.perm)
-    if any(a < first for a in at):
-        raise Declined(f"{mode} sizes are only changed on the last axes by ONNX Runtime")
-
-
-def _put_scales(factors: Sequence[float]) -> Edit:
-    def edit(node: ir.Node, names: Names) -> None:
-        node.attributes["scales"] = ir.AttrFloat32s("scales", list(factors))
-
-    return edit
-
-
-def shape(ask: Ask) -> Plan:
-    """Shape: it reads any order, and a Gather behind it restores its own."""
-    if ask.output or ask.node.outputs[0].is_graph_output():
-        raise Declined("its output is that of the graph or has no axes to move")
-    node, rank = ask.node, len(ask.perm)
-    at = inverse(ask.perm)
-    end = node.attributes.get("end")
-    picked = at[slice(int_attr(node, "start", 0), None if end is None else end.as_int())]
-    free = _gather_behind(node, at, rank) if "start" not in node.attributes and not end else None
-    if free is not None:
-        return Plan((ask.perm,), (None,), free)
-    return Plan((ask.perm,), (None,), _gather_order(picked), nodes=1)
-
-
-def _gather_behind(node: ir.Node, at: Perm, rank: int) -> Edit | None:
-    """Renumber in the Gather that is the only reader, where that has constant indices."""
-    out = node.outputs[0]
-    uses = list(out.uses())
-    if out.is_graph_output() or len(uses) != 1:
-        return None
-    reader = uses[0].node
-    indices = constant(reader.inputs[1]) if reader.op_type == "Gather" else None
-    if (
-        indices is None
-        or reader.domain not in ("", "ai.onnx")
-        or uses[0].idx != 0
-        or reader.graph is not node.graph
-        or int_attr(reader, "axis", 0) not in (0, -1)
-        or any(not -rank <= int(i) < rank for i in indices.ravel())
-    ):
-        return None
-    goal = np.array(at, indices.dtype)[indices.astype(np.int64) % rank]
-
-    def edit(node: ir.Node, names: Names) -> None:
-        replace_weight(reader, 1, np.asarray(goal), names)
-
-    return edit
-
-
-def _gather_order(picked: Sequence[int]) -> Edit:
-    def edit(node: ir.Node, names: Names) -> None:
-        graph, old = node.graph, node.outputs[0]
-        assert isinstance(graph, ir.Graph)
-        uses = list(old.uses())
-        node.attributes.pop("start", None)
-        node.attributes.pop("end", None)
-        base = f"{node.name or 'Shape'}_order"
-        order = add_initializer(graph, names, base, np.array(picked, np.int64))
-        out = ir.Value(name=names.fresh(base), type=old.type, shape=old.shape)
-        gather = ir.Node("", "Gather", [old, order], name=names.fresh(base), outputs=[out])
-        graph.insert_after(node, gather)
-        old.shape = None
-        for use in uses:
-            use.node.replace_input_with(use.idx, out)
-
-    return edit
+    return one_tensor(ask, ask.perm, ask.perm, edit)

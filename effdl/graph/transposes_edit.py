@@ -28,8 +28,10 @@ from effdl.graph.weights import Names, add_initializer, constant, constant_tenso
 
 _GUESS = 16
 """The size that an unknown dimension is taken to have when tensors are compared."""
-ONE = 1 << 60
-"""The weight of one Transpose; the bytes it moves are added to that."""
+ONE = 1 << 14
+"""What one Transpose costs besides the bytes it moves: a node takes as long as 16 KiB."""
+_APART = 1 << 24
+"""What it costs to part an operator from its Q or DQ: what runs as one integer kernel becomes three."""
 
 Key = ir.Node | ir.Value
 """What can change its order of axes: a node, or a constant by its value."""
@@ -157,7 +159,7 @@ class LayoutGraph:
         return node if node is not None and node.graph is self.graph else None
 
     def weight(self, layout: Layout) -> int:
-        """Return what a Transpose on a tensor costs: one, and the bytes that it moves."""
+        """Return what a Transpose on a tensor costs, in bytes moved."""
         root = layout.root
         tensor = constant_tensor(root)
         if tensor is not None and tensor.nbytes <= self.max_growth:
@@ -166,11 +168,10 @@ class LayoutGraph:
         dtype = self.dtype(root)
         width = dtype.itemsize if dtype is not None and dtype != ir.DataType.STRING else 4
         moved = math.prod(d if isinstance(d, int) else _GUESS for d in dims) * width
-        # Between an operator and its Q or DQ it would part what runs as one integer kernel.
         parts = is_op(root.producer(), "DequantizeLinear") or any(
             is_op(r.node, "QuantizeLinear") and r.index == 0 for r in layout.reads
         )
-        return ONE + int(moved) + (ONE // 2 if parts else 0)
+        return ONE + int(moved) + (_APART if parts else 0)
 
     def tidy(self) -> int:
         """Merge chains and duplicates, drop those that do nothing, fold constants."""

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from effdl.graph import transposes_axes as axes
 from effdl.graph import transposes_reshape as views
+from effdl.graph import transposes_sizes as sizes
 from effdl.graph.dedup import dropout_is_identity
 from effdl.graph.edit import has_reference
 from effdl.graph.transposes import Ask, Declined, Perm, Plan, identity, moved
@@ -233,7 +234,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(_REDUCE.split(), axes.reduction),
     **dict.fromkeys(("ArgMax", "ArgMin"), axes.arg_extreme),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), axes.softmax),
-    **dict.fromkeys(("Resize", "Upsample"), axes.resize),
+    **dict.fromkeys(("Resize", "Upsample"), sizes.resize),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantize),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _global_pool),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _layer_norm),
@@ -253,7 +254,7 @@ _RULES: dict[str, Rule] = {
     "Pad": axes.pads,
     "Reshape": views.reshape,
     "ScatterElements": axes.one_axis(0),
-    "Shape": axes.shape,
+    "Shape": sizes.shape,
     "Slice": axes.slices,
     "Split": axes.one_axis(0),
     "Squeeze": axes.squeeze,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -30,6 +30,8 @@ from effdl.solve.mincut import SINK, SOURCE, Network
 
 Plans = dict[Key, Plan]
 _ENDLESS = 1 << 100
+_MANY = 1 << 60
+"""More than any number of bytes."""
 
 
 @dataclass(frozen=True)
@@ -165,13 +167,15 @@ class Search:
         plans = self._flood(seed)
         seen.update(_name(item) for item in plans.items())
         tensors = self.tensors(plans)
-        chosen = _cheapest(plans, tensors)
-        moving = set(chosen)
-        before, after = _cost(plans, tensors, set()), _cost(plans, tensors, moving)
-        if not moving or after[0] > before[0] or after[1] >= before[1]:
-            return 0
-        self.apply(plans, tensors, moving)
-        return len(moving)
+        before = _cost(plans, tensors, set())
+        # The cheapest may take more nodes; the one with the fewest may move more bytes.
+        for extra in (0, _MANY):
+            moving = _cheapest(plans, tensors, extra)
+            after = _cost(plans, tensors, moving)
+            if moving and after[0] <= before[0] and after[1] < before[1]:
+                self.apply(plans, tensors, moving)
+                return len(moving)
+        return 0
 
     def apply(self, plans: Plans, tensors: list[_Tensor], moving: set[Key]) -> None:
         """Let the nodes ``moving`` follow their plans; ``tensors`` are those of all plans."""
@@ -251,29 +255,50 @@ def _outputs(key: Key, plan: Plan) -> list[tuple[ir.Value, Perm]]:
 
 
 def _cost(plans: Plans, tensors: list[_Tensor], moving: set[Key]) -> tuple[int, int]:
-    """The number of Transposes and other nodes added, and their weight."""
+    """The number of Transposes and of other nodes added, and what they cost."""
     added = sum(plans[k].nodes for k in moving)
-    missing = [(t.missing(plans, moving), t.weight) for t in tensors]
-    return added + sum(n for n, w in missing if w), added * ONE + sum(n * w for n, w in missing)
+    cost = added * ONE + sum(price for k, price in _hidden(plans, tensors) if k in moving)
+    for tensor in tensors:
+        if tensor.weight:
+            missing = tensor.missing(plans, moving)
+            added += missing
+            cost += missing * tensor.weight
+    return added, cost
 
 
-def _cheapest(plans: Plans, tensors: list[_Tensor]) -> Plans:
+def _hidden(plans: Plans, tensors: list[_Tensor]) -> Iterator[tuple[Key, int]]:
+    """Yield what the runtime's own Transposes inside an operator cost more, or less."""
+    for tensor in tensors:
+        plan = plans.get(tensor.maker) if tensor.maker is not None else None
+        if tensor.maker is not None and plan is not None and plan.hidden:
+            yield tensor.maker, plan.hidden * max(tensor.weight - ONE, 0)
+
+
+def _cheapest(plans: Plans, tensors: list[_Tensor], extra: int) -> set[Key]:
     """Choose the nodes that should follow their plans, by a minimum cut.
 
     A point on the source's side follows. Costs that no cut can express (a reader that wants an order
     only if it does not move, of a maker that gives it only if it moves) are taken as if the maker did
     not matter; what is chosen is weighed exactly afterwards.
+
+    Args:
+        plans: how each node would work.
+        tensors: what they make and read.
+        extra: what each node costs besides.
     """
     network = Network()
     points = {key: network.point() for key in plans}
     for key, plan in plans.items():
         if plan.nodes:
-            network.edge(points[key], SINK, plan.nodes * ONE)
+            network.edge(points[key], SINK, plan.nodes * (ONE + extra))
+    for key, price in _hidden(plans, tensors):
+        ends = (points[key], SINK) if price > 0 else (SOURCE, points[key])
+        network.edge(*ends, abs(price))
     for tensor in tensors:
         if tensor.weight:
-            _add_tensor(network, points, plans, tensor)
+            _add_tensor(network, points, plans, replace(tensor, weight=tensor.weight + extra))
     side = network.source_side()
-    return {key: plan for key, plan in plans.items() if points[key] in side}
+    return {key for key in plans if points[key] in side}
 
 
 def _add_tensor(network: Network, points: Mapping[Key, int], plans: Plans, tensor: _Tensor) -> None:
