@@ -137,6 +137,28 @@ def external(tmp_path: Path) -> tuple[Path, Path]:
     return path, io.data_files(path)[0]
 
 
+def test_an_old_model_whose_weights_are_no_inputs_is_read(tmp_path: Path) -> None:
+    text = """<ir_version: 3, opset_import: ["": 7]> g (float[2] x) => (float[2] y)
+        <float[2] w = {1, 2}> { y = Mul(x, w) }"""
+    proto = onnx.parser.parse_model(text)
+    assert [i.name for i in proto.graph.input] == ["x"]
+    onnx.save(proto, tmp_path / "m.onnx")
+    model = io.load(tmp_path / "m.onnx")
+    assert model.ir_version == 4
+    assert_same(model, io.load_bytes(io.to_bytes(model)))
+
+
+def test_what_cannot_be_held_is_named() -> None:
+    text = """<ir_version: 8, opset_import: ["ai.onnx.ml": 1]> g (float[1, 2] x) => (z)
+        { z = ai.onnx.ml.ZipMap <classlabels_int64s = [0, 1]> (x) }"""
+    proto = onnx.parser.parse_model(text)
+    item = proto.graph.output[0].type.sequence_type.elem_type.map_type
+    item.key_type = onnx.TensorProto.INT64
+    item.value_type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    with pytest.raises(ModelError, match="Map types"):
+        io.from_proto(proto, "text", None)
+
+
 def test_missing_short_and_foreign_weights(tmp_path: Path) -> None:
     path, data = external(tmp_path)
     content = data.read_bytes()

@@ -22,6 +22,8 @@ from effdl.upstream import all_tensors
 INLINE_LIMIT = 1_900_000_000
 """Bytes of weights above which they go beside the model: a protobuf message holds 2 GiB."""
 METADATA_PREFIX = "effdl."
+_PLAIN_INITIALIZERS = 4
+"""The IR version from which an initializer need not be a graph input."""
 
 
 def load(path: str | Path) -> ir.Model:
@@ -71,7 +73,9 @@ def from_proto(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.Mo
     try:
         model = ir.from_proto(proto)
     except Exception as e:
-        raise ModelError(f"invalid ONNX graph: {_one_line(e)}", where=where) from e
+        raise ModelError(f"invalid ONNX graph: {_one_line(_root(e))}", where=where) from e
+    if model.ir_version < _PLAIN_INITIALIZERS and not _all_are_inputs(model.graph):
+        model.ir_version = _PLAIN_INITIALIZERS  # ONNX Runtime takes it so, ONNX's checker does not
     if folder is not None:
         ir.external_data.set_base_dir(model.graph, folder)
         for function in model.functions.values():
@@ -100,6 +104,17 @@ def check(model: ir.Model) -> None:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as e:
         raise ModelError(f"invalid ONNX graph: {_one_line(e)}") from None
+
+
+def _all_are_inputs(graph: ir.Graph) -> bool:
+    return all(v.is_graph_input() for v in graph.initializers.values())
+
+
+def _root(e: BaseException) -> BaseException:
+    """Return what lies behind ``e``: onnx_ir wraps an error once a level."""
+    while e.__cause__ is not None:
+        e = e.__cause__
+    return e
 
 
 def _one_line(e: BaseException) -> str:
