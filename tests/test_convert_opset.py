@@ -229,7 +229,7 @@ def test_shared_models(name: str, goal: int) -> None:
 
 def test_node_cases_go_up() -> None:
     """A sample of onnx's own cases: the same outputs after going up to opset 21."""
-    from tests.test_node_corpus import cases, equal, session, usable
+    from tests.node_cases import cases, equal, session, usable
 
     failures = []
     tried = 0

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx.backend.test.case.node import collect_testcases
 
 from effdl.data.random import random_feeds
 from effdl.errors import EffdlError
@@ -33,6 +31,7 @@ from tests.corpus_lab import (
     run_on,
     session,
 )
+from tests.node_cases import as_expected, cases, constant_inputs, usable
 from tests.support import SHARED, needs_shared
 
 USABLE = 1398
@@ -43,71 +42,11 @@ ILL_TYPED = "test_affine_grid_"
 DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
 
 
-@cache
-def cases() -> dict[str, Any]:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numpy, about infinities that the cases want
-        return {str(c.name): c for c in sorted(collect_testcases(None), key=lambda c: str(c.name))}
-
-
-def plain(value: Any) -> Any:
-    return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
-
-
-def as_expected(got: Any, want: Any, rtol: float, atol: float) -> bool:
-    """Whether an output is what onnx expects, in its own tolerance."""
-    if isinstance(want, list | tuple):
-        return len(got) == len(want) and all(
-            as_expected(g, w, rtol, atol) for g, w in zip(got, want, strict=True)
-        )
-    if want is None or got is None or isinstance(want, dict):
-        return bool(got == want)
-    g, w = np.asarray(got), np.asarray(want)
-    if g.shape != w.shape:
-        return False
-    if w.dtype.kind in "OUS":
-        return bool((g.astype(str) == w.astype(str)).all())
-    g, w = g.astype(np.float64), w.astype(np.float64)
-    return bool(np.allclose(g, w, rtol=rtol, atol=atol, equal_nan=True))
-
-
-def all_expected(case: Any, got: list[Any]) -> bool:
-    wanted = case.data_sets[0][1]
-    pairs = zip(got, wanted, strict=False)
-    return all(as_expected(g, plain(w), case.rtol, case.atol) for g, w in pairs)
-
-
-def untouched(case: Any) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The case's model and feed, where ONNX Runtime runs it and gives what onnx expects."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(case.model)
-    proto.ir_version = min(proto.ir_version, 10)
-    try:
-        raw = session(proto.SerializeToString())
-        feed = {
-            port.name: np.asarray(plain(v)) if isinstance(plain(v), np.generic) else plain(v)
-            for port, v in zip(raw.get_inputs(), case.data_sets[0][0], strict=False)
-            if v is not None
-        }
-        got = raw.run(None, feed)
-    except Exception as e:  # what ONNX Runtime cannot run untouched says nothing about a pass
-        raise Refusal(SKIPPED, f"ONNX Runtime: {str(e)[:100]}") from None
-    if not all_expected(case, got):
-        raise Refusal(SKIPPED, "ONNX Runtime gives other outputs than onnx expects")
-    return proto, feed
-
-
-def frozen(proto: onnx.ModelProto, feed: dict[str, Any]) -> onnx.ModelProto | None:
-    """The model with every input made an initializer; None when one is no plain tensor."""
-    if not all(isinstance(v, np.ndarray) for v in feed.values()):
-        return None
-    twin = onnx.ModelProto()
-    twin.CopyFrom(proto)
-    del twin.graph.input[:]
-    twin.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in feed.items())
-    return twin
+def untouched(case: Any) -> tuple[onnx.ModelProto, dict[str, Any], list[Any]]:
+    found = usable(case)
+    if found is None:
+        raise Refusal(SKIPPED, "ONNX Runtime cannot run it, or not as onnx expects")
+    return found
 
 
 def load(proto: onnx.ModelProto) -> Any:
@@ -118,12 +57,12 @@ def load(proto: onnx.ModelProto) -> Any:
 
 
 def node_case(case: Any) -> int:
-    proto, feed = untouched(case)
+    proto, feed, _ = untouched(case)
     model = load(proto)
     changes = check_model(model, [feed])
     if case.name.startswith(ILL_TYPED):
         return changes
-    twin = frozen(proto, feed)
+    twin = constant_inputs(proto, feed)
     if twin is not None and not any(n.op_type in NUMBERS_CHANGE for n in proto.graph.node):
         changes += check_model(load(twin), [{}], steps=preset(NO_LIMIT), alone=False)
     return changes
@@ -141,7 +80,7 @@ def report(title: str, outcomes: list[Outcome]) -> dict[str, int]:
 
 def test_node_cases() -> None:
     """Every operator, its inputs fed and its inputs constant."""
-    outcomes = run_all(cases(), node_case)
+    outcomes = run_all({c.name: c for c in cases()}, node_case)
     found = report("node cases", outcomes)
     assert found[PASSED] + found[REFUSED] >= USABLE
     assert sum(o.changes > 0 for o in outcomes) > USABLE / 2
@@ -149,10 +88,10 @@ def test_node_cases() -> None:
 
 def test_node_cases_from_file_to_file(tmp_path: Path) -> None:
     """A part of them by the command line."""
-    chosen = dict(list(cases().items())[::16])
+    chosen = {c.name: c for c in cases()[::16]}
 
     def work(case: Any) -> int:
-        proto, feed = untouched(case)
+        proto, feed, _ = untouched(case)
         source, goal = tmp_path / f"{case.name}.onnx", tmp_path / f"{case.name}.out.onnx"
         onnx.save(proto, source)
         code, said = optimize(source, goal)
@@ -160,7 +99,7 @@ def test_node_cases_from_file_to_file(tmp_path: Path) -> None:
             raise Refusal(REFUSED, said)
         assert code == 0, f"exit code {code}: {said}"
         got = session(goal.read_bytes()).run(None, feed)
-        assert all_expected(case, got)
+        assert as_expected(case, got)
         return 1
 
     found = report("node cases, from file to file", run_all(chosen, work))

@@ -14,8 +14,8 @@ from effdl.graph import io
 from effdl.graph.clean import clean
 from effdl.graph.transposes_rules import _RULES
 from effdl.passes.fold.transposes import FoldTransposes
+from tests.node_cases import cases, equal, plain, session
 from tests.support import context, op_counts
-from tests.test_node_corpus import cases, equal, plain, session
 
 CHUNKS = 8
 ILL_TYPED = "test_affine_grid_"
