@@ -214,6 +214,8 @@ def padded() -> Any:
         ("AveragePool", {"kernel_shape": [2, 2], "pads": [1] * 4}, -2.0, None, True),
         ("AveragePool", {"kernel_shape": [2, 2], "pads": [1] * 4}, None, 1.0, False),
         ("GlobalAveragePool", {}, -2.0, 1.0, True),
+        ("ReduceMean", {"axes": [2, -1]}, -2.0, 1.0, True),
+        ("ReduceMean", {"axes": [1]}, 2.0, None, False),
         ("DepthToSpace", {"blocksize": 2}, 2.0, 1.0, True),
         ("DepthToSpace", {"blocksize": 2, "mode": "CRD"}, 2.0, 1.0, True),
         ("Sigmoid", {}, 2.0, None, False),
@@ -255,6 +257,29 @@ def test_across(
         folded(STEP, model, {"Conv": 1, between: 1})
     else:
         assert check(STEP, model) == 0
+
+
+@pytest.mark.parametrize(("axes", "folds"), [([2, 3], True), ([-1, -2], True), ([0, 2], False)])
+def test_across_a_mean_that_drops_its_axes(axes: list[int], folds: bool) -> None:
+    weights = {"w": weight(C, C, 1, 1), "c": weight(C), "k": weight(C), "u": weight(C, C, seed=3)}
+    nodes = [
+        node("Conv", ["x", "w", "c"], ["h"]),
+        node("ReduceMean", ["h"], ["p"], axes=axes, keepdims=0),
+        node("Mul", ["p", "k"], ["y"]),
+    ]
+    model = model_of(nodes, weights, [2, C, C, C], rank=2)
+    if folds:
+        folded(STEP, model, {"Conv": 1, "ReduceMean": 1})
+    else:
+        assert check(STEP, model) == 0
+    nodes = [
+        node("Mul", ["x", "k"], ["a"]),
+        node("ReduceMean", ["a"], ["p"], axes=axes, keepdims=0),
+        node("MatMul", ["p", "u"], ["y"]),
+    ]
+    weights["k"] = weight(C, 1, 1)
+    model = model_of(nodes, weights, [2, C, C, C], rank=2)
+    assert check(STEP, model) == int(folds)
 
 
 def test_every_branch_of_a_concat_or_none() -> None:
@@ -406,3 +431,29 @@ def test_options() -> None:
     weights = {"k": weight(C, 1, 1), "w": weight(C, C, 1, 1)}
     assert check(FoldAffine(ahead=False), model_of(nodes, weights, IMAGE)) == 0
     assert check(FoldAffine(ignore=("Mul",)), model_of(nodes, weights, IMAGE)) == 0
+
+
+def test_a_factor_of_a_product_goes_into_the_layers_behind() -> None:
+    """The sixth of a written-out HardSwish."""
+    weights = {
+        "w": weight(C, C, 1, 1),
+        "u": weight(C, C, 3, 3),
+        "six": np.array(6, np.float32),
+        "t": np.array(3, np.float32),
+        "zero": np.array(0, np.float32),
+    }
+    nodes = [
+        node("Conv", ["x", "w"], ["h"]),
+        node("Add", ["h", "t"], ["a"]),
+        node("Clip", ["a", "zero", "six"], ["c"]),
+        node("Div", ["c", "six"], ["d"], name="sixth"),
+        node("Mul", ["h", "d"], ["m"]),
+        node("Conv", ["m", "u"], ["y"], pads=[1] * 4),
+    ]
+    ops = {"Conv": 2, "Add": 1, "Clip": 1, "Mul": 1}
+    folded(STEP, model_of(nodes, weights, IMAGE), ops)
+    for op, names in (("Mul", ["d", "d"]), ("Div", ["h", "d"])):
+        nodes[4] = node(op, names, ["m"])
+        model = model_of(nodes, weights, IMAGE)
+        check(FoldAffine(targets=("sixth",)), model)
+        assert any(n.name == "sixth" for n in model.graph)

@@ -14,7 +14,7 @@ from effdl.solve.regroup import regroup
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _POSITIVE = ("Relu", "LeakyRelu", "PRelu")
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Upsample", "Resize")
-CARRIERS = ("Identity", "Transpose", *_VIEWS, *_POSITIVE, *_POOLS, "DepthToSpace")
+CARRIERS = ("Identity", "Transpose", *_VIEWS, *_POSITIVE, *_POOLS, "DepthToSpace", "ReduceMean")
 
 
 def carries(node: ir.Node) -> bool:
@@ -71,6 +71,8 @@ def _moved(
     if is_op(node, "DepthToSpace"):
         return _depth(node, array, up)
     source, target = shapes.of(here), shapes.of(there)
+    if is_op(node, "ReduceMean"):
+        return _mean(node, array, up)
     if source is None or target is None:
         raise Declined(f"the shapes of {_label(node)} are not known")
     if is_op(node, "Reshape"):
@@ -97,6 +99,20 @@ def _kept(
             same = a[k] if isinstance(a[k], int) else b[k] if isinstance(b[k], int) else f"kept {k}"
             a[k] = b[k] = same
     return tuple(a), tuple(b)
+
+
+def _mean(node: ir.Node, array: Floats, up: bool) -> Floats:
+    """A mean over axes along which the map is the same."""
+    given = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    axes = ints_attr(node, "axes") if given is None else tuple(int(a) for a in given.ravel())
+    keep = int_attr(node, "keepdims", 1)
+    rank = array.ndim + (0 if keep or not up else len(axes))
+    axes = tuple(a % rank for a in axes)
+    if up and not keep:
+        array = np.expand_dims(array, axes)
+    if not axes or any(array.shape[a] != 1 for a in axes):
+        raise Declined(f"it differs along what {_label(node)} averages")
+    return array if up or keep else array.squeeze(axes)
 
 
 def _depth(node: ir.Node, array: Floats, up: bool) -> Floats:

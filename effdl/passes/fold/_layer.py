@@ -242,7 +242,7 @@ def _channels(node: ir.Node, weight: Numbers) -> tuple[int, int]:
 
 
 def _matmul(node: ir.Node, bias_add: ir.Node | None, weight: Numbers, rank: int | None) -> Layer:
-    if weight.ndim != 2 or rank is None or rank < 2:
+    if weight.ndim != 2 or (rank is not None and rank < 2):
         raise Declined(f"the shapes of {_label(node)} are not known to be those of a layer")
     inputs, channels = weight.shape
     bias, index = None, 1
@@ -252,10 +252,11 @@ def _matmul(node: ir.Node, bias_add: ir.Node | None, weight: Numbers, rank: int 
         _, array, on_left = found
         bias, index = array.astype(np.float64).ravel(), 0 if on_left else 1
         last = array.shape[-1:] in ((), (1,), (channels,))
-        if array.ndim > rank or bias.size not in (1, channels) or not last:
+        if array.ndim > (1 if rank is None else rank) or bias.size not in (1, channels) or not last:
             raise Declined(f"the bias of {_label(node)} is not one number per output")
     wide = weight.astype(np.float64)
-    return Layer(node, bias_add, index, wide, bias, channels, rank - 1, rank, inputs)
+    axis = 0 if rank is None else rank - 1
+    return Layer(node, bias_add, index, wide, bias, channels, axis, rank, inputs)
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,10 @@ class Planner:
             raise NoLayer("it feeds an output of the graph")
         found: list[Update] = []
         for user, index in uses:
+            if _scales(user, index, affine):
+                _same_graph(user, node)
+                found += self.ahead(user.outputs[0], affine.full(None), user)
+                continue
             if index != 0 or not (is_layer(user) or carries(user)):
                 raise NoLayer(f"it feeds {user.op_type}")
             _same_graph(user, node)
@@ -190,6 +194,13 @@ def _passes(node: ir.Node) -> bool:
             all(constant(v) is None for v in node.inputs) and node.inputs[0] is not node.inputs[1]
         )
     return carries(node)
+
+
+def _scales(node: ir.Node, index: int, affine: Affine) -> bool:
+    """Whether ``node`` multiplies or divides what it reads, and the map is one factor of it."""
+    product = is_op(node, "Mul") or (is_op(node, "Div") and index == 0)
+    one = affine.scale.ndim == 0 and not affine.shifts and affine.shift.ndim == 0
+    return product and one and all(constant(v) is None for v in node.inputs)
 
 
 def _slice(array: Floats, axis: int, start: int, end: int, total: int) -> Floats:
