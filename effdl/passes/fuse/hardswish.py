@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from effdl.graph.match import (
     Expansion,
     Mismatch,
+    Poly,
     arithmetic_values,
     attempt,
     expand,
@@ -83,15 +84,18 @@ def _match(anchor: ir.Node, shapes: Shapes, version: int) -> Activation | None:
     clip = saturation(anchor)
     if clip is None:
         return None
+    reads = [r for x in arithmetic_values(clip.value) if (r := _read(clip, x, shapes)) is not None]
     near: str | None = None
-    for x in arithmetic_values(clip.value):
-        read = attempt(_argument, clip, x, shapes)
-        if isinstance(read, str) or not {(1,)} <= read.terms.keys() <= {(0,), (1,)}:
-            continue
-        alpha, beta = (read.terms.get(k, 0.0) / clip.high for k in ((1,), (0,)))
-        if beta == 0 or alpha <= 0:
-            continue
-        found = _forms(anchor, clip, x, read, (alpha, beta), shapes, version)
+    for read in reads:
+        if read.six and (version >= 14 or not is_op(anchor, "HardSigmoid")):
+            found = attempt(_whole, anchor, clip, read, shapes, swish=True)
+            if isinstance(found, Activation):
+                return found
+            near = near or found
+    if is_op(anchor, "HardSigmoid"):
+        reads = []  # one of its own is what this pass makes
+    for read in reversed(reads):
+        found = attempt(_whole, anchor, clip, read, shapes, swish=False)
         if isinstance(found, Activation):
             return found
         near = near or found
@@ -100,37 +104,40 @@ def _match(anchor: ir.Node, shapes: Shapes, version: int) -> Activation | None:
     return None
 
 
-def _forms(
-    anchor: ir.Node,
-    clip: Saturation,
-    x: ir.Value,
-    read: Expansion,
-    numbers: tuple[float, float],
-    shapes: Shapes,
-    version: int,
-) -> Activation | str | None:
-    """Return the activation, why it is none, or None when nothing would be gained."""
-    alpha, beta = numbers
-    six = math.isclose(alpha, 1 / 6, rel_tol=read.rtol) and math.isclose(
-        beta, 0.5, rel_tol=read.rtol
-    )
-    single = is_op(anchor, "HardSigmoid")
-    reason: str | None = None
-    if six and (not single or version >= 14):
-        swish = attempt(
-            whole, anchor, x, read, {(1, 1): 1 / clip.high}, shapes, "HardSwish", _FLOAT
+@dataclass(frozen=True)
+class _Read:
+    """What is clipped, over the upper bound, is alpha · x + beta."""
+
+    x: ir.Value
+    argument: Expansion
+    alpha: float
+    beta: float
+
+    @property
+    def six(self) -> bool:
+        """Whether it is (x + 3) / 6, as in HardSwish."""
+        rtol = self.argument.rtol
+        return math.isclose(self.alpha, 1 / 6, rel_tol=rtol) and math.isclose(
+            self.beta, 0.5, rel_tol=rtol
         )
-        if isinstance(swish, Activation):
-            return replace(swish, form="swish", numbers=(1 / 6, 0.5))
-        reason = swish
-    if single:
-        return None  # a HardSigmoid of its own is what this pass makes
-    sigmoid = attempt(
-        whole, anchor, x, read, {(0, 1): 1 / clip.high}, shapes, "HardSigmoid", _FLOAT
-    )
-    if isinstance(sigmoid, Activation):
-        return replace(sigmoid, form="sigmoid", numbers=(alpha, beta))
-    return reason or sigmoid
+
+
+def _read(clip: Saturation, x: ir.Value, shapes: Shapes) -> _Read | None:
+    read = attempt(_argument, clip, x, shapes)
+    if isinstance(read, str) or not {(1,)} <= read.terms.keys() <= {(0,), (1,)}:
+        return None
+    alpha, beta = (read.terms.get(k, 0.0) / clip.high for k in ((1,), (0,)))
+    return _Read(x, read, alpha, beta) if beta != 0 and alpha > 0 else None
+
+
+def _whole(
+    anchor: ir.Node, clip: Saturation, read: _Read, shapes: Shapes, *, swish: bool
+) -> Activation:
+    wanted: Poly = {(1, 1) if swish else (0, 1): 1 / clip.high}
+    name = "HardSwish" if swish else "HardSigmoid"
+    found = whole(anchor, read.x, read.argument, wanted, shapes, name, _FLOAT)
+    numbers = (1 / 6, 0.5) if swish else (read.alpha, read.beta)
+    return replace(found, form="swish" if swish else "sigmoid", numbers=numbers)
 
 
 def _argument(clip: Saturation, x: ir.Value, shapes: Shapes) -> Expansion:
