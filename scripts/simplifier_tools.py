@@ -52,26 +52,26 @@ def _effdl() -> Work:
     import onnxruntime  # noqa: F401
 
     from effdl.graph import io
+    from effdl.graph.clean import clean
     from effdl.graph.scratch import scratch
+    from effdl.graph.walk import opset
+    from effdl.passes.base import Context
     from effdl.recipe import load
     from effdl.runtime.target import parse_target
-    from effdl.workpiece import Workpiece
 
     recipe = load("lossless")
+    target = parse_target("cpu")
 
     def run(job: Job) -> Job:
         """The passes of the preset and nothing else, as the peers do it."""
-        from effdl.graph.clean import clean
-
-        target = parse_target("cpu")
         with scratch() as folder:
             model = io.load(job["model"])
-            work = Workpiece(model, target, target, None, {}, 0, folder)
             for step in recipe.passes:
-                _, changes, _ = work.run_pass(step)
-                if changes:
-                    clean(work.model)
-            io.save(work.model, Path(job["out"]))
+                if opset(model) >= step.pass_.min_opset and step.pass_.run(
+                    model, Context(target, workdir=folder)
+                ):
+                    clean(model)
+            io.save(model, Path(job["out"]))
         return {}
 
     return run

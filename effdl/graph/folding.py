@@ -12,6 +12,7 @@ from effdl.graph.dedup import Report, deterministic
 from effdl.graph.edit import has_reference, remove, renamed, roots, unused
 from effdl.graph.elements import Facts, reshape_goal
 from effdl.graph.kernels import Kernels
+from effdl.graph.shape_kernels import compute
 from effdl.graph.shapes import Shapes
 from effdl.graph.walk import int_attr, is_op, subgraphs_of
 from effdl.graph.weights import Array, Names, add_initializer, constant_tensor
@@ -143,8 +144,11 @@ class _Round:
             return True
         refusal = self._refusal(node)
         given = sum(a.nbytes for a in inputs if a is not None)
-        result: list[Array] | str = refusal or self.folder.kernels.run(
-            node, inputs, self.imports, _INPUT_LIMIT * given + _LIMIT
+        small = None if refusal else _shape_arithmetic(node, inputs)
+        result: list[Array] | str = refusal or (
+            [small]
+            if small is not None
+            else self.folder.kernels.run(node, inputs, self.imports, _INPUT_LIMIT * given + _LIMIT)
         )
         if isinstance(result, str):
             self.folder.skip(node, f"constant, not folded: {result}")
@@ -273,6 +277,13 @@ class _Round:
         return changes
 
 
+def _shape_arithmetic(node: ir.Node, inputs: list[Array | None]) -> Array | None:
+    """Compute on small integers without a session, where the operator is a simple one."""
+    if node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
+        return None
+    return compute(node.op_type, inputs, {n: a.value for n, a in node.attributes.items()})
+
+
 def _tensor_bytes(tensor: ir.TensorProtocol) -> int:
     if isinstance(tensor, ir.TensorProtoTensor):
         return int(tensor.raw.ByteSize())
@@ -286,7 +297,7 @@ def freed_bytes(node: ir.Node) -> int:
     todo = [node]
     while todo:
         dead = todo.pop()
-        freed += ir.to_proto(dead).ByteSize() + 4
+        freed += ir.serde.serialize_node(dead).ByteSize() + 4
         if dead is not node:
             freed += sum(_declared_bytes(o) for o in dead.outputs)
         for value in _reads(dead):

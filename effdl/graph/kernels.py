@@ -115,7 +115,7 @@ def _model(
     node: ir.Node, dtypes: Sequence[ir.DataType | None], opsets: Mapping[str, int]
 ) -> onnx.ModelProto:
     inner = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
-    inner.attribute.extend(ir.to_proto(a) for a in node.attributes.values())
+    inner.attribute.extend(ir.serde.serialize_attribute(a) for a in node.attributes.values())
     inner.input.extend("" if d is None else f"i{k}" for k, d in enumerate(dtypes))
     inner.output.extend(f"o{k}" if o.name else "" for k, o in enumerate(node.outputs))
     graph = onnx.GraphProto(name="node", node=[inner])

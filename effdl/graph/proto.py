@@ -73,7 +73,7 @@ def split_proto(
     that lie in files of the folder ``on_disk`` stay true references to them.
     """
     with _weights_outside(model, threshold, on_disk) as weights:
-        return ir.to_proto(model), weights
+        return ir.serde.serialize_model(model), weights
 
 
 def skeleton_proto(model: ir.Model, threshold: int = 1024) -> onnx.ModelProto:

@@ -105,9 +105,13 @@ def infer(
         UsageError: ``dims`` names what the model does not have.
     """
     pinned = check_dims(model, dims)
-    twin = model.clone()
-    table = _name_uniquely(model, twin)
-    proto = skeleton_proto(twin)
+    table = _by_name(model)
+    if table is None:
+        twin = model.clone()
+        table = _name_uniquely(model, twin)
+        proto = skeleton_proto(twin)
+    else:
+        proto = skeleton_proto(model)
     _forget_declared(proto)
     _pin(proto, model, pinned)
     stand_in(proto)
@@ -157,6 +161,15 @@ def infer_into(model: ir.Model) -> int:
             gained = True
         changes += gained
     return changes
+
+
+def _by_name(model: ir.Model) -> dict[str, ir.Value] | None:
+    """Return the values by name, None where two have one name."""
+    table: dict[str, ir.Value] = {}
+    for value, _ in _value_pairs(model, model):
+        if value.name and table.setdefault(value.name, value) is not value:
+            return None
+    return table
 
 
 def _name_uniquely(model: ir.Model, twin: ir.Model) -> dict[str, ir.Value]:

@@ -51,7 +51,8 @@ def _constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:
             return None
         match name:
             case "value":
-                return attr.as_tensor()
+                tensor: ir.TensorProtocol = attr.value  # as_tensor() checks a protocol, slowly
+                return tensor
             case "value_float":
                 return ir.tensor(np.array(attr.as_float(), np.float32))
             case "value_int":
