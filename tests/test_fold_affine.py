@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -457,3 +458,31 @@ def test_a_factor_of_a_product_goes_into_the_layers_behind() -> None:
         model = model_of(nodes, weights, IMAGE)
         check(FoldAffine(targets=("sixth",)), model)
         assert any(n.name == "sixth" for n in model.graph)
+
+
+def test_a_shift_leaves_the_weights_alone_so_they_may_be_shared_or_computed() -> None:
+    weights = {"k": weight(C, 1, 1), "w": weight(C, C, 1, 1), "u": weight(C, C, 1, 1, seed=2)}
+    nodes = [
+        node("Conv", ["x", "w"], ["a"]),
+        node("Add", ["a", "k"], ["b"]),
+        node("Conv", ["b", "w"], ["y"]),
+    ]
+    model = folded(STEP, model_of(nodes, weights, IMAGE), {"Conv": 2})
+    stored = model.graph.initializers["w"].const_value
+    assert stored is not None
+    np.testing.assert_array_equal(stored.numpy(), weights["w"])
+    nodes = [node("Add", ["x", "k"], ["b"]), node("Conv", ["b", "w"], ["h"]), nodes[2]]
+    nodes[2] = node("Conv", ["h", "w"], ["y"])
+    folded(STEP, model_of(nodes, weights, IMAGE), {"Conv": 2})
+    nodes = [
+        node("Abs", ["w"], ["w2"]),
+        node("Conv", ["x", "w2"], ["a"]),
+        node("Sub", ["k", "a"], ["y"]),
+    ]
+    declined(STEP, model_of(nodes, weights, IMAGE), "is not constant")
+    nodes[2] = node("Sub", ["a", "k"], ["y"])
+    model = model_of(nodes, weights, IMAGE)
+    declined(STEP, model, "is not constant")  # its shape is not declared
+    w2 = model.graph.node(0).outputs[0]
+    w2.shape, w2.type = ir.Shape((C, C, 1, 1)), ir.TensorType(ir.DataType.FLOAT)
+    folded(STEP, model, {"Conv": 1, "Abs": 1})

@@ -52,6 +52,11 @@ class Affine:
         """Whether the shift is not zero."""
         return bool(self.shift.any())
 
+    @property
+    def scales(self) -> bool:
+        """Whether the scale is not one."""
+        return bool((self.scale != 1).any())
+
     def full(self, rank: int | None) -> Affine:
         """Return the same map with constants of ``rank`` axes, or of none for one number.
 
@@ -59,10 +64,6 @@ class Affine:
             Declined: a constant has more axes, or ``rank`` is None and matters.
         """
         return Affine(_full(self.scale, rank), _full(self.shift, rank))
-
-    def same(self) -> bool:
-        """Whether it changes nothing."""
-        return not self.shifts and bool((self.scale == 1).all())
 
 
 def _full(array: Floats, rank: int | None) -> Floats:

@@ -193,13 +193,16 @@ def is_layer(node: ir.Node) -> bool:
     )
 
 
-def layer_of(node: ir.Node, bias_add: ir.Node | None, rank: int | None) -> Layer:
+def layer_of(
+    node: ir.Node, bias_add: ir.Node | None, rank: int | None, *, only_bias: bool = False
+) -> Layer:
     """Return ``node`` as a Layer.
 
     Args:
         node: Conv, ConvTranspose, Gemm, MatMul or BatchNormalization.
         bias_add: for a MatMul, the Add with its bias, if there is one.
         rank: of what it gives; needed for MatMul and BatchNormalization, None when not known.
+        only_bias: the weights will stay: they may be shared, or computed and then count as zeros.
 
     Raises:
         Declined: weights that are not constant, shared, or of no floating-point type.
@@ -209,11 +212,13 @@ def layer_of(node: ir.Node, bias_add: ir.Node | None, rank: int | None) -> Layer
         return Layer(node, node, 2, gamma, beta, gamma.size, 1, rank, gamma.size)
     value = node.inputs[1]
     weight = constant(value)
+    if weight is None and only_bias:
+        weight = _stand_in(value)
     if weight is None or value is None:
         raise Declined(f"the weight of {_label(node)} is not constant")
     if ir.DataType.from_numpy(weight.dtype) not in FLOATS:
         raise Declined(f"the weight of {_label(node)} is of type {weight.dtype}")
-    if shared(value):
+    if shared(value) and not only_bias:
         raise Declined(f"the weight of {_label(node)} has other users")
     if is_op(node, "MatMul"):
         return _matmul(node, bias_add, weight, rank)
@@ -230,6 +235,16 @@ def layer_of(node: ir.Node, bias_add: ir.Node | None, rank: int | None) -> Layer
         bias = bias.reshape(-1) if bias.size in (1, channels) else bias
     wide = weight.astype(np.float64)
     return Layer(node, node, 2, wide, bias, channels, 1, weight.ndim, inputs)
+
+
+def _stand_in(value: ir.Value | None) -> Numbers | None:
+    """Return zeros of the shape and type of a computed weight, None when these are not known."""
+    if value is None or value.shape is None or value.dtype not in FLOATS:
+        return None
+    dims = [d for d in value.shape if isinstance(d, int) and d > 0]
+    if len(dims) != len(value.shape) or len(dims) < 2:
+        return None
+    return np.broadcast_to(np.zeros((), value.dtype.numpy()), dims)
 
 
 def _channels(node: ir.Node, weight: Numbers) -> tuple[int, int]:
@@ -265,12 +280,12 @@ class Update:
 
     Args:
         layer: the layer.
-        weight: its new weight.
+        weight: its new weight, None when it keeps what it has.
         bias: its new bias, None when it keeps what it has.
     """
 
     layer: Layer
-    weight: Numbers
+    weight: Numbers | None
     bias: Numbers | None
 
     @property
@@ -279,15 +294,18 @@ class Update:
         return self.bias is not None and self.layer.bias_node is None
 
 
-def update(layer: Layer, weight: Floats, bias: Floats | None) -> Update:
-    """Return the new weights of ``layer`` in its type; without ``bias`` it keeps what it has.
+def update(layer: Layer, weight: Floats | None, bias: Floats | None) -> Update:
+    """Return the new weights of ``layer`` in its type; it keeps those that are None.
 
     Raises:
         Declined: they do not fit the type.
     """
-    like = constant(layer.node.inputs[1])
+    value = layer.node.inputs[1]
+    like = constant(value)
+    if like is None:
+        like = _stand_in(value)
     assert like is not None
-    new = narrow(weight, like, _output_axis(layer, weight))
+    new = None if weight is None else narrow(weight, like, _output_axis(layer, weight))
     return Update(layer, new, None if bias is None else narrow_bias(bias, like))
 
 
@@ -303,7 +321,8 @@ def _output_axis(layer: Layer, weight: Floats) -> int:
 def write(change: Update, names: Names) -> None:
     """Put the new weights into the graph."""
     layer, node = change.layer, change.layer.node
-    replace_weight(node, 1, change.weight, names)
+    if change.weight is not None:
+        replace_weight(node, 1, change.weight, names)
     if change.bias is None:
         return
     if is_op(node, "Gemm"):

@@ -74,15 +74,14 @@ class Planner:
         if maker is None or (found is None and not _passes(maker)):
             raise NoLayer(nothing)
         if found is not None:
-            layer = self._layer(*found)
+            layer = self._layer(*found, only_bias=not affine.scales)
             _same_graph(layer.node, user)
             if is_op(user, "BatchNormalization") and layer.axis != 1:
                 raise Declined("its channels are not those of the MatMul before it")
             _alone(value, user)
             weight, bias = layer.after(affine)
-            return [
-                update(layer, weight, bias if layer.bias is not None or affine.shifts else None)
-            ]
+            biased = layer.bias is not None or affine.shifts
+            return [update(layer, weight if affine.scales else None, bias if biased else None)]
         if is_op(maker, "Concat", "Add"):
             return self._back_all(maker, value, affine, user)
         data = maker.inputs[0]
@@ -172,18 +171,19 @@ class Planner:
     def _into(self, node: ir.Node, affine: Affine) -> Update:
         found = layer_beginning_with(node)
         assert found is not None
-        layer = self._layer(*found)
+        only_bias = not affine.scales and constant(node.inputs[1]) is not None
+        layer = self._layer(*found, only_bias=only_bias)
         weight, bias = layer.before(affine)
         shifts = affine.shifts or is_op(node, "BatchNormalization")
-        return update(layer, weight, bias if shifts else None)
+        return update(layer, weight if affine.scales else None, bias if shifts else None)
 
-    def _layer(self, node: ir.Node, bias: ir.Node | None) -> Layer:
+    def _layer(self, node: ir.Node, bias: ir.Node | None, *, only_bias: bool) -> Layer:
         rank = None
         if is_op(node, "MatMul"):
             rank = self.rank(node.outputs[0])
         elif is_op(node, "BatchNormalization"):
             rank = self.rank(node.inputs[0])
-        return layer_of(node, bias, rank)
+        return layer_of(node, bias, rank, only_bias=only_bias)
 
 
 def _passes(node: ir.Node) -> bool:
