@@ -26,6 +26,7 @@ from typing import Any
 import effdl  # noqa: F401  (before onnxruntime: switches its telemetry off)
 
 # isort: split
+import numpy as np
 import onnxruntime as ort
 from fusion_tools import typed
 from sections import with_section
@@ -73,11 +74,12 @@ def made_by(tool: str, entry: Row, args: argparse.Namespace, folder: Path, threa
         "feeds": feeds,
         "recipe": args.recipe,
         "gate": args.gate,
-        "data": None,
+        "dims": dims(entry, feeds[0]),
         "threads": threads,
         **{k: entry[k] for k in ("family", "heads", "hidden")},
     }
-    told = ask(tool, job)
+    with alone(args.lock if tool == "effdl" and args.gate != "off" else None):
+        told = ask(tool, job)
     if "failed" in told:
         return told
     judged = ask("judge", job)
@@ -96,6 +98,14 @@ def alone(lock: Path | None) -> Iterator[None]:
             file = stack.enter_context(lock.open("a"))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def dims(entry: Row, feed: str) -> dict[str, int]:
+    """Sizes of the dynamic dimensions in a feed."""
+    with np.load(feed, allow_pickle=False) as arrays:
+        shapes = {name: arrays[name].shape for name in entry["inputs"]}
+    axes = [pair for n, a in entry["inputs"].items() for pair in zip(a, shapes[n], strict=True)]
+    return {name: size for name, size in axes if isinstance(name, str)}
 
 
 def race(

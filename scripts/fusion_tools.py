@@ -35,12 +35,11 @@ ATTENTION = (
 
 def run_effdl(job: Job) -> Job:
     """effdl with a preset or recipe, its gate on, as ``effdl optimize`` does it."""
-    options = effdl.RunOptions(threads=job["threads"], gate=job["gate"], bench_seconds=0)
-    if job["gate"] != "off":
-        options = effdl.RunOptions(threads=job["threads"], gate=job["gate"])
-    report = effdl.optimize(
-        job["model"], job["recipe"], job["out"], data=job["data"], options=options
+    seconds = 0 if job["gate"] == "off" else 3
+    options = effdl.RunOptions(
+        threads=job["threads"], gate=job["gate"], bench_seconds=seconds, dims=job["dims"]
     )
+    report = effdl.optimize(job["model"], job["recipe"], job["out"], options=options)
     return {"passes": {p.name: p.changes for p in report.passes if p.changes}}
 
 
