@@ -266,3 +266,53 @@ def test_declared_sizes_are_not_believed_when_inputs_are_dynamic() -> None:
     before = model.clone()
     run_pass(Simplify(), model)
     assert_same(before, model, rtol=0, atol=0, b=2)
+
+
+MASKS = [
+    # a mask of ones that is expanded to the scores' size
+    "z = Expand(one, s) m = Where(z, zero, low) y = Add(h, m)",
+    "z = Expand(one, s) c = Cast<to=1>(z) y = Mul(h, c)",
+    "z = ConstantOfShape(s) y = Sub(h, z)",
+    "z = Expand(one, s) y = Where(z, h, low)",
+]
+MASK_HEAD = "<bool[1,1] one = {1}, float zero = {0}, float low = {-9999}>"
+
+
+@pytest.mark.parametrize("line", MASKS)
+def test_a_mask_that_masks_nothing_goes(line: str) -> None:
+    simplified(
+        f"g (float[n,k] x) => (float[a,b] y) {MASK_HEAD} {{h = Relu(x) s = Shape(x) {line}}}",
+        {"Relu": 1},
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "z = Expand(one, s) m = Where(z, low, zero) y = Add(h, m)",
+        "z = Expand(one, s) y = Where(z, low, h)",
+        "t = Shape(w) z = ConstantOfShape(t) y = Add(h, z)",
+    ],
+)
+def test_a_mask_that_does_something_stays(line: str) -> None:
+    model = from_text(
+        HEAD
+        + f"""g (float[1,k] x, float[n,k] w) => (float[a,b] y) {MASK_HEAD}
+        {{h = Relu(x) s = Shape(x) {line}}}"""
+    )
+    before = model.clone()
+    run_pass(Simplify(), model)
+    assert_same(before, model, rtol=0, atol=0, n=3)
+    assert sum(op_counts(model).values()) > 1
+
+
+def test_equal_shape_vectors_are_made_once() -> None:
+    """Each layer of an export works the sizes out again, from its own tensors."""
+    graph = """g (float[n,k] x, float[m] v) => (float[a,b] y, float[c,d] z)
+        <int64 zero = {0}, int64[1] ax = {0}, int64[1] two = {2}>
+        { h = Relu(x) s = Shape(x) i = Gather(s, zero) u = Unsqueeze(i, ax) p = Concat<axis=0>(u, two)
+          q = Shape(h) j = Gather(q, zero) w = Unsqueeze(j, ax) r = Concat<axis=0>(w, two)
+          e = ConstantOfShape<value = float[1] {3}>(p) k = Shape<start=1>(h)
+          g = Concat<axis=0>(k, two) c = ConstantOfShape(g) y = MatMul(h, c) z = Expand(e, r) }"""
+    ops = {"Relu": 1, "Shape": 2, "Concat": 2, "ConstantOfShape": 2, "MatMul": 1}
+    simplified(graph, ops)

@@ -8,8 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from effdl.graph.edit import has_reference, remove_if_unused
-from effdl.graph.elements import Element
-from effdl.graph.scope import Scope
+from effdl.graph.scope import Scope, covers
 from effdl.graph.walk import is_op, only_user, producer
 from effdl.graph.weights import Array, Names, add_initializer, constant
 
@@ -159,16 +158,9 @@ def skip_expand(node: ir.Node, scope: Scope, names: Names | None) -> str:
             continue
         goal, source = scope.facts.dims(value), expand.inputs[0]
         others = [scope.facts.dims(v) for k, v in enumerate(node.inputs) if k != index]
-        if goal is None or source is None or not any(_covers(o, goal) for o in others):
+        if goal is None or source is None or not any(covers(o, goal) for o in others):
             continue
         node.replace_input_with(index, source)
         remove_if_unused(expand)
         return "broadcasts by itself, without the Expand before it"
     return ""
-
-
-def _covers(dims: tuple[Element, ...] | None, goal: tuple[Element, ...]) -> bool:
-    """Whether broadcasting with ``dims`` alone leads to all that ``goal`` asks for."""
-    if dims is None or len(dims) < len(goal):
-        return False
-    return all(g in (1, d) for g, d in zip(goal[::-1], dims[::-1], strict=False))

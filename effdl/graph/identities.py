@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from effdl.graph.algebra import (
@@ -32,7 +31,6 @@ from effdl.graph.views import merge_views
 from effdl.graph.walk import int_attr, ints_attr, is_op, only_user, subgraphs_of
 from effdl.graph.weights import Array, Names, constant_tensor
 
-_UNIFORM_LIMIT = 1 << 16
 _FAR = (1 << 31) - 1
 _IDEMPOTENT = ("Abs", "Ceil", "Floor", "Relu", "Round", "Sign")
 _INVOLUTION = ("Neg", "Not")
@@ -136,6 +134,8 @@ def nothing_done(node: ir.Node, scope: Scope) -> ir.Value | None:
         return node.inputs[0]
     if is_op(node, "Add", "Sub", "Mul", "Div", "Pow", "And", "Or"):
         return _neutral(node, scope)
+    if is_op(node, "Where"):
+        return _where(node, scope)
     rule = _RULES.get(node.op_type)
     return node.inputs[0] if rule is not None and rule(node, scope) else None
 
@@ -156,10 +156,13 @@ def _neutral(node: ir.Node, scope: Scope) -> ir.Value | None:
     if node.op_type in ("Add", "Mul", "And", "Or") and scope.opset >= 7:
         pairs.append((b, a))
     for data, constant in pairs:
-        if data is None or not _is_uniform(constant, number):
+        if data is None or scope.uniform.number(constant) != number:
             continue
+        if scope.covers(data, constant):
+            return data
         tensor = constant_tensor(constant)
-        assert tensor is not None
+        if tensor is None:
+            continue
         rank = scope.rank(data)
         narrow = tensor.size == 1 and (
             len(tensor.shape) == 0 or (rank is not None and len(tensor.shape) <= rank)
@@ -169,11 +172,16 @@ def _neutral(node: ir.Node, scope: Scope) -> ir.Value | None:
     return None
 
 
-def _is_uniform(value: ir.Value | None, number: int) -> bool:
-    tensor = constant_tensor(value)
-    if tensor is None or tensor.dtype == ir.DataType.STRING or not tensor.size:
-        return False
-    return tensor.size <= _UNIFORM_LIMIT and bool(np.all(tensor.numpy() == number))
+def _where(node: ir.Node, scope: Scope) -> ir.Value | None:
+    """Where with a condition that is the same everywhere, when the other inputs do not widen it."""
+    condition = scope.uniform.number(node.inputs[0])
+    if condition is None:
+        return None
+    taken, other = node.inputs[1:] if condition else node.inputs[:0:-1]
+    if taken is None:
+        return None
+    kept = all(scope.covers(taken, v) for v in (node.inputs[0], other))
+    return taken if kept or scope.same_static(taken, node.outputs[0]) else None
 
 
 def _always(node: ir.Node, scope: Scope) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from effdl.graph.edit import forward
-from effdl.graph.elements import Facts
+from effdl.graph.elements import Element, Facts
 from effdl.graph.shapes import Shapes
+from effdl.graph.uniform import Uniform
 from effdl.graph.weights import Names
 
 
@@ -20,21 +21,35 @@ class Scope:
         shapes: inferred types and shapes.
         facts: small integer tensors, element by element.
         opset: of the default domain.
+        uniform: tensors that hold one number everywhere.
     """
 
     shapes: Shapes
     facts: Facts
     opset: int
+    uniform: Uniform = field(default_factory=Uniform)
 
     def same_static(self, a: ir.Value, b: ir.Value) -> bool:
         """Whether both shapes are known in full and equal."""
         shape = self.shapes.static(a)
         return shape is not None and shape == self.shapes.static(b)
 
+    def covers(self, value: ir.Value, other: ir.Value | None) -> bool:
+        """Whether broadcasting ``other`` to ``value`` leaves the shape of ``value`` as it is."""
+        dims, goal = self.facts.dims(value), self.facts.dims(other)
+        return goal is not None and covers(dims, goal)
+
     def rank(self, value: ir.Value) -> int | None:
         """Return the number of axes of ``value``."""
         dims = self.shapes.of(value)
         return None if dims is None else len(dims)
+
+
+def covers(dims: tuple[Element, ...] | None, goal: tuple[Element, ...]) -> bool:
+    """Whether broadcasting with ``dims`` alone leads to all that ``goal`` asks for."""
+    if dims is None or len(dims) < len(goal):
+        return False
+    return all(g in (1, d) for g, d in zip(goal[::-1], dims[::-1], strict=False))
 
 
 def put_in_place(
