@@ -112,6 +112,13 @@ def test_branches_concat_split_pad_resize() -> None:
     assert_same(before, model)
 
 
+def test_one_large_transpose_for_two_small_ones_is_no_gain() -> None:
+    body = """p = ReduceMean <axes = [1, 2], keepdims = 1> (x)  i = Transpose <perm = [0, 3, 1, 2]> (p)
+        o = Conv(i, w)  g = Transpose <perm = [0, 2, 3, 1]> (o)  y = Mul(x, g)"""
+    size = "float[1,200,200,3]"
+    stays(nhwc(body, f"{size} x", f"{size} y"), "one order of axes only")
+
+
 def test_several_orders() -> None:
     fold(
         f"""{HEAD} (float[2,3,4] x) => (float[2,3,4] y)

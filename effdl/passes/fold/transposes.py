@@ -21,16 +21,19 @@ class FoldTransposes(NodePass):
     What it does: lets whole regions of the graph work in another order of axes when that leaves
     fewer Transposes: element-wise operators, reductions, Concat, Split, Slice, Pad, Resize, Softmax,
     Gather, Reshape, quantization and others, whose axes and constants are renumbered. A Transpose of
-    a constant becomes a constant, one in front of a Gemm or an Einsum goes into that. The number of
-    Transposes and other nodes never grows; where it stays, fewer bytes are moved.
+    a constant becomes a constant, one in front of a Gemm or an Einsum goes into that. Neither the
+    number of Transposes and other nodes nor what they cost (bytes moved, 16 KiB for a node) grows.
 
     When it helps: on models that were made for channels last (TensorFlow, Keras), where a Transpose
     stands before and behind every Conv. Fusions, quantization and pruning see Conv, batch norm and
     activation side by side afterwards.
 
     When it does not: ONNX Runtime has an optimizer of its own for Transposes and runs it when it
-    loads a model, so latency often stays the same. Conv, pooling and operators of other
-    domains keep their order of axes, as do graph inputs and outputs.
+    loads a model, so latency often stays the same: MobileNetV2 and ResNet50V2 from tf2onnx (without
+    its optimizer) keep 1 of 121 and 114 Transposes here, and run as fast as before within the noise.
+    Conv, pooling and operators of other domains keep their order of axes, as do graph inputs and
+    outputs. A Transpose between matrices of an attention stays, and so does one beside a Reshape
+    whose goal is computed. One large Transpose is not put in the place of two small ones.
 
     Example:
         passes: [simplify, fold_transposes]
