@@ -184,8 +184,8 @@ def preset(max_growth: int | None = None) -> tuple[tuple[str, Pass], ...]:
 
 @cache
 def lossless() -> tuple[tuple[str, Pass], ...]:
-    """Every pass of the registry that must not change an output, with its defaults."""
-    names = [n for n in passes.names() if n not in _NEED_OPTIONS]
+    """Every pass that must not change an output, with its defaults, but the first of the preset."""
+    names = [n for n in passes.names() if n not in (*_NEED_OPTIONS, preset()[0][0])]
     return tuple((n, passes.get(n)()) for n in names if not passes.get(n).lossy)
 
 
