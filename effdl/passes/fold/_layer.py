@@ -36,7 +36,7 @@ class Layer:
     Args:
         node: Conv, ConvTranspose, Gemm, MatMul or BatchNormalization.
         bias_node: the node and input that hold the bias: ``node`` itself, or the Add after a MatMul.
-        weight: its weights, float64.
+        raw: its weights as they are stored; ``weight`` is the same in float64.
         bias: its bias, float64, None when it has none.
         channels: number of output channels; ``axis`` and ``rank`` say where they are in the output.
         inputs: number of input channels; they are on the same axis.
@@ -45,7 +45,7 @@ class Layer:
     node: ir.Node
     bias_node: ir.Node | None
     bias_index: int
-    weight: Floats
+    raw: Numbers
     bias: Floats | None
     channels: int
     axis: int
@@ -53,9 +53,9 @@ class Layer:
     inputs: int
 
     @property
-    def output(self) -> ir.Value:
-        """What the layer gives, its bias included."""
-        return (self.bias_node or self.node).outputs[0]
+    def weight(self) -> Floats:
+        """Its weights in float64."""
+        return self.raw.astype(np.float64)
 
     def _vectors(self, affine: Affine, channels: int) -> tuple[Floats, Floats]:
         found = []
@@ -70,8 +70,10 @@ class Layer:
             found.append(np.broadcast_to(vector, (channels,)))
         return found[0], found[1]
 
-    def after(self, affine: Affine) -> tuple[Floats, Floats]:
+    def after(self, affine: Affine) -> tuple[Floats | None, Floats]:
         """Return weights and bias of this layer with ``affine`` applied to its output.
+
+        The weights are None when they stay as they are.
 
         Raises:
             Declined: the map is not one number per channel.
@@ -80,7 +82,8 @@ class Layer:
         bias = np.zeros(self.channels) if self.bias is None else self.bias
         if is_op(self.node, "Gemm"):
             bias = bias * float_attr(self.node, "beta", 1.0)
-        return self._scaled(scale), bias * scale + shift
+        weight = self._scaled(scale) if affine.scales else None
+        return weight, bias * scale + shift
 
     def _scaled(self, scale: Floats) -> Floats:
         weight = self.weight
@@ -233,8 +236,7 @@ def layer_of(
         if bias.ndim > 2 or (bias.size > 1 and bias.shape[-1] != channels):
             raise Declined(f"the bias of {_label(node)} is not one number per output")
         bias = bias.reshape(-1) if bias.size in (1, channels) else bias
-    wide = weight.astype(np.float64)
-    return Layer(node, node, 2, wide, bias, channels, 1, weight.ndim, inputs)
+    return Layer(node, node, 2, weight, bias, channels, 1, weight.ndim, inputs)
 
 
 def _stand_in(value: ir.Value | None) -> Numbers | None:
@@ -269,9 +271,8 @@ def _matmul(node: ir.Node, bias_add: ir.Node | None, weight: Numbers, rank: int 
         last = array.shape[-1:] in ((), (1,), (channels,))
         if array.ndim > (1 if rank is None else rank) or bias.size not in (1, channels) or not last:
             raise Declined(f"the bias of {_label(node)} is not one number per output")
-    wide = weight.astype(np.float64)
     axis = 0 if rank is None else rank - 1
-    return Layer(node, bias_add, index, wide, bias, channels, axis, rank, inputs)
+    return Layer(node, bias_add, index, weight, bias, channels, axis, rank, inputs)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class Planner:
             _alone(value, user)
             weight, bias = layer.after(affine)
             biased = layer.bias is not None or affine.shifts
-            return [update(layer, weight if affine.scales else None, bias if biased else None)]
+            return [update(layer, weight, bias if biased else None)]
         if is_op(maker, "Concat", "Add"):
             return self._back_all(maker, value, affine, user)
         data = maker.inputs[0]
@@ -104,9 +104,7 @@ class Planner:
             parts = self._split(maker, branches, affine)
         else:
             dims = [self.shapes.of(v) for v in (*branches, value)]
-            if dims[-1] is None or any(d != dims[-1] or None in d for d in dims if d is not None):
-                raise NoLayer("it reads a sum of values of unknown shapes")
-            if None in dims:
+            if any(d is None or d != dims[-1] or None in d for d in dims):
                 raise NoLayer("it reads a sum of values of unknown shapes")
             still = Affine(affine.scale, np.zeros(()))
             parts = [affine, *(still for _ in branches[1:])]

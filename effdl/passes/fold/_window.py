@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from effdl.graph.walk import ints_attr, is_op, str_attr
+from effdl.graph.walk import int_attr, ints_attr, str_attr
 from effdl.graph.weights import constant
 from effdl.passes.fold._affine import FLOATS, Declined
 from effdl.solve.convolve import Kernel
@@ -94,11 +94,6 @@ def conv_kernel(node: ir.Node) -> tuple[Kernel, np.ndarray | None]:
             raise Declined(f"the bias of Conv '{node.name}' is not constant")
         bias = array.astype(np.float64)
     at = window_of(node, 1)
-    group = node.attributes["group"].as_int() if "group" in node.attributes else 1
-    kernel = Kernel(weight.astype(np.float64), at.strides, at.dilations, at.begins, at.ends, group)
+    wide, group = weight.astype(np.float64), int_attr(node, "group", 1)
+    kernel = Kernel(wide, at.strides, at.dilations, at.begins, at.ends, group)
     return kernel, bias
-
-
-def is_conv(node: ir.Node | None) -> bool:
-    """Whether ``node`` is a Conv."""
-    return is_op(node, "Conv")
