@@ -157,7 +157,7 @@ def sdpa_one_scale(b: Block) -> str:
 
 
 def sdpa_rows(b: Block) -> str:
-    """NaN to 0 as a factor of each row of the result, which is 0 where nothing is seen."""
+    """NaN to 0 as a factor of each text of the result, which is 0 where nothing is seen."""
     result = folded(b)
     if not b.mask:
         return result
