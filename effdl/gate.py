@@ -331,33 +331,63 @@ class Gate:
         reason = "" if kept else f"the file is not smaller: {before:,} -> {after:,} bytes"
         return GateReport(kept, "size", reason, file_bytes=after)
 
+    def fastest(self, before: ir.Model, forms: Sequence[ir.Model]) -> list[GateReport] | None:
+        """Time several models against the one before them, in one race; None where speed is no aim.
+
+        The fastest that is kept becomes the model that the next pass is measured against.
+        """
+        if self.objective == "size" or self.host is None:
+            return None
+        old = self._before or self._write(before)
+        files = [self._write(m) for m in forms]
+        found = self._timed(old, files)
+        kept = [k for k, f in enumerate(found) if f.kept]
+        best = max(kept, key=lambda k: found[k].ratio or 0.0, default=None)
+        if best is None:  # why the best of them loses
+            k = max(range(len(found)), key=lambda k: found[k].ratio or 0.0)
+            if found[k].ratio is not None:
+                found[k] = self._name_operators(found[k], found[k].reason, old, files[k])
+        self._before = old if best is None else files[best]
+        for file in (old, *files):
+            if file != self._before:
+                self._remove(file)
+        return found
+
     def _faster(self, old: Path, new: Path) -> GateReport:
+        found = self._timed(old, [new])[0]
+        if found.kept or found.ratio is None:
+            return found
+        return self._name_operators(found, found.reason, old, new)
+
+    def _timed(self, old: Path, files: Sequence[Path]) -> list[GateReport]:
+        """Time files against ``old``; the reason is the verdict where one is not faster."""
         self.tell("measuring")
         try:
-            result = self._race(old, new, self.seconds, _GENERATIONS)
-            if result.models[1].verdict == "noisy":
-                result = self._race(old, new, self.seconds * _PATIENCE, None)
+            result = self._race([old, *files], self.seconds, _GENERATIONS)
+            if all(m.verdict == "noisy" for m in result.models[1:]):
+                result = self._race([old, *files], self.seconds * _PATIENCE, None)
         except ModelError as e:
-            return GateReport(False, "latency", f"cannot be measured: {e.message}")
-        model = result.models[1]
-        found = GateReport(
-            kept=model.verdict == "faster",
-            by="latency",
-            reason="",
-            verdict=model.verdict,
-            ratio=model.ratio,
-            ci=model.ci,
-            noise_floor=model.noise_floor,
-            latency_ms=model.latency.median,
-            before_ms=result.models[0].latency.median,
-            file_bytes=model.file_bytes,
-        )
-        return found if found.kept else self._name_operators(found, result.verdict[0], old, new)
+            return [GateReport(False, "latency", f"cannot be measured: {e.message}")] * len(files)
+        return [
+            GateReport(
+                kept=model.verdict == "faster",
+                by="latency",
+                reason="" if model.verdict == "faster" else said,
+                verdict=model.verdict,
+                ratio=model.ratio,
+                ci=model.ci,
+                noise_floor=model.noise_floor,
+                latency_ms=model.latency.median,
+                before_ms=result.models[0].latency.median,
+                file_bytes=model.file_bytes,
+            )
+            for model, said in zip(result.models[1:], result.verdict, strict=True)
+        ]
 
-    def _race(self, old: Path, new: Path, seconds: float, generations: int | None) -> BenchReport:
-        known = {p: (io.files_size(p), None, "") for p in (old, new)}
+    def _race(self, files: Sequence[Path], seconds: float, generations: int | None) -> BenchReport:
+        known = {p: (io.files_size(p), None, "") for p in files}
         return bench(
-            [old, new],
+            list(files),
             self.feeds().first(2),
             self.target,
             threads=self.threads,

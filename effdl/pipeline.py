@@ -14,6 +14,7 @@ from effdl.data.dataset import load_dataset
 from effdl.data.feeds import Feeds
 from effdl.data.spec import Source
 from effdl.errors import CheckFailed, DataError, EffdlError, ModelError
+from effdl.forms import best_form, forms_of
 from effdl.gate import Gate, loses, weakest
 from effdl.graph import io
 from effdl.graph.clean import clean
@@ -243,7 +244,16 @@ class _Run:
     def _step(self, step: Step) -> tuple[Step, PassReport]:
         """Run one pass; where the gate drops it, try again without the nodes at fault."""
         match_patterns(step, self.work.original, self.work.model)
-        report = self._attempt(step, judged=self.options.gate == "each")
+        judged = self.options.gate == "each"
+        forms = forms_of(step) if judged else []
+        if len(forms) > 1:
+            self.gate.tell = lambda what: self.progress(step.name, what)
+            best = best_form(
+                self.work, self.gate, forms, lambda s: self._attempt(s, judged=False, again=True)
+            )
+            if best is not None:
+                return best
+        report = self._attempt(step, judged=judged)
         gate = report.gate
         if gate is None or gate.kept or not isinstance(step.pass_, NodePass):
             return step, report

@@ -17,6 +17,7 @@ ORDER = (
     "search",
     "opportunities",
     "pipeline",
+    "forms",
     "workpiece",
     "gate",
     "run_options",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -102,6 +102,10 @@ class Pass(BaseModel):
     def run(self, model: ir.Model, ctx: Context) -> int:
         """Edit ``model`` in place and return the number of changes (0: the model is untouched)."""
         raise TypeError(f"{type(self).__name__} defines no run()")
+
+    def variants(self) -> Sequence[Pass]:
+        """Return the forms this pass can take; with several, each is measured and the fastest kept."""
+        return (self,)
 
     def changes_interface(self) -> bool:
         """Whether, with these options, graph inputs or outputs may change."""

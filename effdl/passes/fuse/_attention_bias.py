@@ -1,0 +1,290 @@
+"""Makes the bias that an attention node adds to its scores out of the terms an exporter added."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from effdl.graph.insert import Builder
+from effdl.graph.match import Mismatch, need, some
+from effdl.graph.probes import Probes, Sizes
+from effdl.graph.walk import is_op
+from effdl.graph.weights import constant, scalar
+from effdl.passes.fuse._attention_match import HUGE, Attention, Term
+
+_LOOK_BACK = 12
+_MOVES = ("Reshape", "Unsqueeze", "Squeeze", "Transpose", "Expand", "Slice", "Gather", "Identity")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a term gets the shape [B or 1, H or 1, S or 1, T or 1].
+
+    Args:
+        term: the term.
+        sizes: its own shape, padded in front to the rank of the scores it is added to.
+        kind: ``four`` it is so already, ``rows`` [B·H, S, T], ``shared`` [1, S, T] or [1, 1, H, S, T],
+            ``windows`` [1, w, H, S, T] in a batch of b·w windows.
+    """
+
+    term: Term
+    sizes: Sizes
+    kind: str
+
+
+def ways(found: Attention, probes: Probes) -> tuple[Way, ...]:
+    """Return how each term of the bias is brought into shape.
+
+    Raises:
+        Mismatch: a term lies across batch and heads in a way that no attention node takes.
+    """
+    return tuple(_way(term, found, probes) for term in found.terms)
+
+
+def _way(term: Term, found: Attention, probes: Probes) -> Way:
+    name = f"the bias '{term.value.name}'"
+    own = some(probes.of(term.value), f"the shape of {name} is unknown")
+    rank = len(term.at[0])
+    sizes = tuple((1,) * (rank - len(s)) + s for s in own)
+    whole = list(zip(found.batch, found.queries, found.keys, strict=True))
+    heads = found.heads
+    match rank:
+        case 4 if term.at == tuple((b, heads, s, t) for b, s, t in whole):
+            return Way(term, sizes, "four")
+        case 3 if term.at == tuple((b * heads, s, t) for b, s, t in whole):
+            return Way(term, sizes, "shared" if all(s[0] == 1 for s in sizes) else "rows")
+        case 5 if all(
+            a[0] * a[1] == b and a[2:] == (heads, s, t)
+            for a, (b, s, t) in zip(term.at, whole, strict=True)
+        ):
+            if all(s[:2] == (1, 1) for s in sizes):
+                return Way(term, sizes, "shared")
+            windows = {s[1] for s in term.at}
+            need(
+                all(s[0] == 1 for s in sizes) and len(windows) == 1,
+                f"{name} differs from sample to sample and from window to window",
+            )
+            return Way(term, sizes, "windows")
+    shape = list(term.at[0])
+    raise Mismatch(f"{name} is added to scores of shape {shape}, not of [batch, heads, S, T]")
+
+
+@dataclass
+class Biases:
+    """Makes biases, once for all attentions that share one.
+
+    Args:
+        builder: adds nodes to the graph.
+        probes: shapes.
+    """
+
+    builder: Builder
+    probes: Probes
+    _made: dict[tuple[object, ...], ir.Value] = field(default_factory=dict)
+
+    def of(self, found: Attention, k: ir.Value, q: ir.Value) -> ir.Value | None:
+        """Return the bias of ``found`` as [B or 1, H or 1, S, T], None when it has none.
+
+        Args:
+            found: the attention.
+            k, q: values whose axis 1 is T and S (for a bias that is the same for all queries).
+        """
+        if not found.terms:
+            return None
+        value, sizes = self._sum(ways(found, self.probes), found)
+        goal = [(s, t) for s, t in zip(found.queries, found.keys, strict=True)]
+        if [s[2:] for s in sizes] == goal:
+            return value
+        key = ("expand", value, found.queries, found.keys)
+        if key not in self._made:
+            one = self.builder.ints(1)
+            shape = self.builder.concat(
+                [one, one, self._size(q, found.queries), self._size(k, found.keys)]
+            )
+            self._made[key] = self.builder.op("Expand", [value, shape], value.name)
+        return self._made[key]
+
+    def _sum(self, parts: Sequence[Way], found: Attention) -> tuple[ir.Value, Sizes]:
+        """Return the sum of terms and its shape at each probe."""
+        total, sizes = self._term(parts[-1], found)
+        for way in reversed(parts[:-1]):
+            value, own = self._term(way, found)
+            key = ("sum", total, value)
+            if key not in self._made:
+                self._made[key] = self.builder.op("Add", [total, value], value.name)
+            total = self._made[key]
+            sizes = tuple(np.broadcast_shapes(a, b) for a, b in zip(sizes, own, strict=True))
+        return total, sizes
+
+    def dead_rows(self, found: Attention) -> ir.Value | None:
+        """Return a mask [B or 1, S or 1, 1] of the queries that give 0 since all keys are masked.
+
+        None when there can be none.
+        """
+        if found.dead is None:
+            return None
+        low = [p for t in found.terms for p in _low_parts(t, found.dead)]
+        if not low:
+            return None
+        found_ways = [_way(term, found, self.probes) for term in low]
+        for_all = all(s[1] == 1 for way in found_ways for s in _four(way, found))
+        need(for_all, "rows may be masked altogether, for each head in its own way")
+        value, _ = self._sum(found_ways, found)
+        key = ("dead", value, found.dead)
+        if key not in self._made:
+            build = self.builder
+            best = build.reduce("ReduceMax", value, -1)
+            if np.isinf(found.dead):
+                gone = build.op("IsInf", [best], value.name, {"detect_positive": 0})
+            else:
+                gone = build.op("LessOrEqual", [best, build.number(found.dead)], value.name)
+            self._made[key] = build.squeeze(gone, 1)
+        return self._made[key]
+
+    def _size(self, value: ir.Value, known: tuple[int, ...]) -> ir.Value:
+        """Return the length of axis 1 of ``value`` as a tensor [1]."""
+        if len(set(known)) == 1:
+            return self.builder.ints(known[0])
+        key = ("size", value)
+        if key not in self._made:
+            self._made[key] = self.builder.size(value, 1)
+        return self._made[key]
+
+    def _term(self, way: Way, found: Attention) -> tuple[ir.Value, Sizes]:
+        key = ("term", way.term.value, way.term.number, way.term.masked, way.term.times, way.kind)
+        sizes = _four(way, found)
+        if key not in self._made:
+            self._made[key] = self._make(way, found)
+        return self._made[key], sizes
+
+    def _make(self, way: Way, found: Attention) -> ir.Value:
+        term, build = way.term, self.builder
+        value, name = term.value, term.value.name
+        if term.number is not None:
+            zero, low = build.number(0.0), build.number(term.number)
+            pair = [low, zero] if term.masked else [zero, low]
+            value = build.op("Where", [value, *pair], name)
+        elif term.times != 1.0:
+            value = build.op("Mul", [value, build.number(term.times)], name)
+        own = self.probes.of(term.value)
+        assert own is not None
+        rank = len(way.sizes[0])
+        missing = rank - len(own[0])
+        if way.kind == "four" or (way.kind == "shared" and rank == 3):
+            missing = 4 - len(own[0])
+            return build.unsqueeze(value, range(missing)) if missing else value
+        if way.kind == "shared":  # [1, 1, H, S, T]
+            return (
+                build.squeeze(value, 0)
+                if missing == 0
+                else (build.unsqueeze(value, range(missing - 1)) if missing > 1 else value)
+            )
+        value = build.unsqueeze(value, range(missing)) if missing else value
+        last = [self._axis(value, way.sizes, a) for a in (-2, -1)]
+        if way.kind == "rows":
+            shape = build.concat([build.ints(-1), build.ints(found.heads), *last])
+            return build.op("Reshape", [value, shape], name)
+        batch = build.op("Div", [build.size(found.q[0].value, 0), build.ints(term.at[0][1])], name)
+        spread = build.concat([batch, *[build.ints(1)] * 4])
+        wide = build.op("Expand", [value, spread], name)
+        heads = way.sizes[0][2]
+        shape = build.concat([build.ints(-1), build.ints(heads), *last])
+        return build.op("Reshape", [wide, shape], name)
+
+    def _axis(self, value: ir.Value, sizes: Sizes, axis: int) -> ir.Value:
+        """Return the length of one axis as a tensor [1], a constant where it is one."""
+        lengths = {s[axis] for s in sizes}
+        if len(lengths) == 1:
+            return self.builder.ints(next(iter(lengths)))
+        return self.builder.size(value, len(sizes[0]) + axis)
+
+
+def _four(way: Way, found: Attention) -> Sizes:
+    """Return the shape of a term once it is [B or 1, H or 1, S or 1, T or 1]."""
+    match way.kind, len(way.sizes[0]):
+        case ("four", _):
+            return way.sizes
+        case ("shared", 3):
+            return tuple((1, *s) for s in way.sizes)
+        case ("shared", _):
+            return tuple(s[1:] for s in way.sizes)
+        case ("rows", _):
+            pairs = zip(found.batch, way.sizes, strict=True)
+            return tuple((b, found.heads, *s[1:]) for b, s in pairs)
+    pairs = zip(found.batch, way.sizes, strict=True)
+    return tuple((b, *s[2:]) for b, s in pairs)
+
+
+def lowest(term: Term) -> float:
+    """Return a bound below what a term may hold, -inf where nothing is known of it."""
+    return term.number if term.number is not None else _lowest(term.value, _LOOK_BACK)
+
+
+def _low_parts(term: Term, limit: float) -> list[Term]:
+    """Return the summands of a term that may be as low as ``limit``; the others do not matter then."""
+    if lowest(term) > limit:
+        return []
+    node = term.value.producer()
+    if term.number is not None or term.times != 1.0 or node is None:
+        return [term]
+    if is_op(node, "Where"):
+        mask, yes, no = node.inputs
+        for other, low, masked in ((yes, no, False), (no, yes, True)):
+            number = scalar(low)
+            chosen = number is not None and number <= limit < _lowest(other, _LOOK_BACK)
+            if chosen and mask is not None:
+                return [Term(mask, term.at, number=number, masked=masked)]
+    if not is_op(node, "Add"):
+        return [term]
+    parts = [Term(v, term.at) for v in node.inputs if v is not None]
+    return [low for part in parts for low in _low_parts(part, limit)]
+
+
+def _lowest(value: ir.Value | None, depth: int) -> float:
+    """Follow a mask to the constants it is chosen from; anything computed may be anything."""
+    array = constant(value)
+    if value is None or (array is not None and array.dtype.kind not in "fiub"):
+        return -np.inf
+    if array is not None:
+        return float(array.min()) if array.size else 0.0
+    if value.dtype is not None and not value.dtype.is_floating_point():
+        return -HUGE  # integers and booleans, as numbers
+    node = value.producer()
+    if node is None or depth == 0:
+        return -np.inf
+    if is_op(node, "Where"):
+        return min(_lowest(v, depth - 1) for v in node.inputs[1:])
+    if is_op(node, "Concat"):
+        return min(_lowest(v, depth - 1) for v in node.inputs)
+    if is_op(node, "Cast", *_MOVES):
+        return _lowest(node.inputs[0], depth - 1)
+    if is_op(node, "Add"):  # sums of moderate numbers stay moderate
+        return min(_lowest(v, depth - 1) for v in node.inputs)
+    if is_op(node, "Mul", "Sub"):
+        # A few factors and terms of moderate size do not reach the end of the range.
+        bounds = [_magnitude(v, depth - 1) for v in node.inputs]
+        return -HUGE if max(bounds) < HUGE**0.5 else -np.inf
+    return -np.inf
+
+
+def _magnitude(value: ir.Value | None, depth: int) -> float:
+    """Return how large the numbers of a mask can be, inf where nothing is known."""
+    array = constant(value)
+    if array is not None:
+        return float(np.abs(array).max()) if array.size and array.dtype.kind in "fiub" else np.inf
+    node = value.producer() if value is not None else None
+    if node is None or depth == 0:
+        return np.inf
+    if is_op(node, "Cast"):
+        kind = node.inputs[0].dtype if node.inputs[0] is not None else None
+        if kind is not None and not kind.is_floating_point():
+            return 1.0 if kind == ir.DataType.BOOL else 2.0**63
+    if is_op(node, "Cast", *_MOVES):
+        return _magnitude(node.inputs[0], depth - 1)
+    sizes = [_magnitude(v, depth - 1) for v in node.inputs]
+    if is_op(node, "Mul"):
+        return float(np.prod(sizes))
+    return sum(sizes) if is_op(node, "Add", "Sub") else np.inf
