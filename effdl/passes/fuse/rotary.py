@@ -120,11 +120,11 @@ def _fits(table: ir.Value, x: ir.Value, size: int, shapes: Shapes) -> None:
     need(2 <= len(dims) <= 4, f"'{table.name}' has {len(dims)} dimensions")
     need(all(d == 1 for d in dims[:-2]), f"'{table.name}' is not the same for the whole batch")
     need(dims[-1] == size, f"the last axis of '{table.name}' is no {size}")
+    need(equal_halves(table, shapes), f"'{table.name}' may differ between its halves")
     length = (shapes.of(x) or ())[-2]
     given = dims[-2] if dims[-2] is not None else length_of(table, shapes)
     same = length is not None and given == length
     need(same, f"the length of '{table.name}' is not known to be that of '{x.name}'")
-    need(equal_halves(table, shapes), f"'{table.name}' may differ between its halves")
 
 
 class _Tables:
