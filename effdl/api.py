@@ -29,6 +29,7 @@ from effdl.measure.results import file_facts
 from effdl.measure.scan import scan as run_scan
 from effdl.measure.stats import model_stats, node_stats
 from effdl.measure.verdict import MIN_EFFECT
+from effdl.opportunities import explain as explain_pass
 from effdl.opportunities import opportunities
 from effdl.pipeline import optimize as run
 from effdl.recipe import Recipe, apply_overrides
@@ -38,6 +39,7 @@ from effdl.report import (
     BenchScan,
     CompareReport,
     EvaluateReport,
+    ExplainReport,
     InspectReport,
     ProfileReport,
     RunReport,
@@ -456,6 +458,36 @@ def inspect(
         found = opportunities(loaded) if could else ()
         listed = node_stats(loaded, dims) if nodes else ()
         return InspectReport(model_stats(loaded, path, dims), found, listed)
+
+
+def explain(
+    model: ModelLike,
+    name: str,
+    *,
+    overrides: Sequence[str] = (),
+    target: TargetLike = "cpu",
+    simplify: bool = True,
+) -> ExplainReport:
+    """Tell what one pass would do to a model: what it found, and for the rest the reason.
+
+    Args:
+        model: the model; stays as it is.
+        name: of the pass.
+        overrides: OPTION=VALUE for the options of the pass.
+        target: where the result is to run.
+        simplify: clean a copy of the model up first, as recipes do.
+
+    Raises:
+        EffdlError: no such pass or option, or a model that cannot be read.
+    """
+    recipe = load_recipe({"name": "explain", "description": "one pass", "passes": [name]})
+    recipe = apply_overrides(recipe, [f"passes.{name}.{o}" for o in overrides])
+    first = simplify and name != "simplify"
+    with as_file(model) as path:
+        label = "" if isinstance(model, ir.Model) else str(path)
+        return explain_pass(
+            recipe.passes[0], io.load(path), label, parse_target(target), simplify=first
+        )
 
 
 def _feeds(

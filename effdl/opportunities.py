@@ -1,4 +1,4 @@
-"""What every pass would find in a model, tried on copies."""
+"""What passes would find in a model, tried on copies: all of them in short, or one in full."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pydantic import ValidationError
 
 from effdl import passes
 from effdl.errors import EffdlError
+from effdl.graph.clean import clean
 from effdl.graph.scratch import scratch
 from effdl.graph.walk import opset
 from effdl.passes.base import Context, Pass, PassLog
-from effdl.report import Opportunity
-from effdl.runtime.target import parse_target
+from effdl.recipe import Step
+from effdl.recipe.patterns import match_patterns
+from effdl.report import ExplainReport, Opportunity
+from effdl.runtime.target import Target, parse_target
 
 
 def opportunities(model: ir.Model) -> tuple[Opportunity, ...]:
@@ -32,6 +35,54 @@ def opportunities(model: ir.Model) -> tuple[Opportunity, ...]:
             count, reason = _try(step, model, folder)
             found.append(Opportunity(name, cls.lossy, cls.needs_data, count, reason))
     return tuple(found)
+
+
+def explain(
+    step: Step, model: ir.Model, path: str, target: Target, *, simplify: bool
+) -> ExplainReport:
+    """Try one pass on a copy of ``model`` and tell what it would do to each node, and why not.
+
+    Args:
+        step: the pass with its options.
+        model: the model; stays as it is.
+        path: what it is called in the report.
+        target: where the result is to run.
+        simplify: clean the copy up first, as recipes do; nodes that go are not in the report.
+
+    Raises:
+        RecipeError: a pattern of the step matches no node.
+    """
+    twin = model.clone()
+    with scratch() as folder:
+        if simplify:
+            passes.get("simplify")().run(twin, Context(target, None, 0, folder, PassLog()))
+            clean(twin)
+        match_patterns(step, model, twin)
+        ctx = Context(target, None, 0, folder, PassLog())
+        have, need = opset(twin), step.pass_.min_opset
+        changes, reason = 0, ""
+        if have and have < need:
+            reason = f"needs opset {need}, the model has {have}: convert_opset before it"
+        elif step.pass_.needs_data:
+            names = step.pass_.candidates(twin, ctx) or []
+            known = dict(ctx.log.touched)
+            ctx.log.touched.extend((n, "candidate") for n in names if n not in known)
+            changes = len(names)
+        else:
+            changes = step.pass_.run(twin, ctx)
+    log = ctx.log
+    if not changes and not reason:
+        reason = "nothing in the model is a candidate" if not log.skipped else "no candidate fits"
+    return ExplainReport(
+        step.name,
+        dict(step.options),
+        path,
+        simplify,
+        changes,
+        tuple(log.touched),
+        tuple(log.skipped),
+        reason,
+    )
 
 
 def _try(step: Pass, model: ir.Model, folder: Path) -> tuple[int, str]:

@@ -14,6 +14,7 @@ from effdl.cli.bench import bench
 from effdl.cli.compare import compare
 from effdl.cli.doctor import doctor
 from effdl.cli.evaluate import evaluate
+from effdl.cli.explain import explain
 from effdl.cli.inspect import inspect
 from effdl.cli.optimize import optimize
 from effdl.cli.passes import passes
@@ -35,6 +36,7 @@ app.command()(bench)
 app.command()(compare)
 app.command()(evaluate)
 app.command()(inspect)
+app.command()(explain)
 app.command()(passes)
 app.add_typer(recipe_app, name="recipe")
 app.command()(report)

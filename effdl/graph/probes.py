@@ -13,7 +13,7 @@ from effdl.graph.shapes import Shapes, infer
 Sizes = tuple[tuple[int, ...], ...]
 """A shape at every probe."""
 
-_FIRST = ((2, 3, 5), (7, 11, 13), (17, 19, 23), (29, 31, 37), (41, 43, 47), (53, 59, 61))
+_FIRST = ((2, 3), (7, 11), (17, 19), (29, 31), (41, 43), (53, 59))
 """Sizes of the first dynamic dimension at each probe, then of the second, ...: all different primes."""
 
 

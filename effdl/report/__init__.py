@@ -24,6 +24,7 @@ from effdl.report.compare import (
     ThereReport,
 )
 from effdl.report.evaluate import EvaluateReport, ModelScore
+from effdl.report.explain import ExplainReport
 from effdl.report.machine import DoctorReport, Place
 from effdl.report.model import InspectReport, ModelStats, NodeStats, Opportunity
 from effdl.report.plain import SCHEMA, from_json, to_json
@@ -39,6 +40,7 @@ __all__ = [
     "CompareReport",
     "DoctorReport",
     "EvaluateReport",
+    "ExplainReport",
     "GateReport",
     "InspectReport",
     "Latency",

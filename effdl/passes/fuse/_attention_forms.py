@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from effdl.graph.insert import Attribute, Builder
 from effdl.graph.match import Mismatch, label, need, some
-from effdl.graph.walk import is_op
+from effdl.graph.probes import Probes
+from effdl.graph.walk import float_attr, int_attr, is_op
 from effdl.graph.weights import Array, constant, shared
 from effdl.passes.fuse._attention_bias import Biases, lowest
 from effdl.passes.fuse._attention_match import LOWEST, Attention, Heads
@@ -232,15 +233,17 @@ class Writer:
         width = found.heads * ways[0].size
         if any(w.heads != found.heads or w.size != ways[0].size for w in ways):
             return None
+        probes = self.biases.probes
         if all(w.layout == "packed" and w.value is ways[0].value for w in ways):
-            layer = projection(ways[0].value)
+            layer = whole_projection(ways[0].value, probes)
             in_order = [w.offset for w in ways] == [0, width, 2 * width]
             if layer is None or not in_order or layer.weight.shape is None:
                 return None
             if layer.weight.shape[1] != 3 * width:
                 return None
             return layer.x, layer.weight, None if layer.bias is None else self._as_vector(layer)
-        layers = [projection(w.value) if w.layout == "flat" else None for w in ways]
+        fits = all(w.layout in ("flat", "bshd") for w in ways)
+        layers = [whole_projection(w.value, probes) if fits else None for w in ways]
         known = [p for p in layers if p is not None]
         if len(known) < 3 or len({p.x for p in known}) > 1 or any(shared(p.weight) for p in known):
             return None
@@ -264,6 +267,41 @@ class Writer:
         )
 
 
+def whole_projection(value: ir.Value, probes: Probes) -> Projection | None:
+    """Return the layer that makes ``value`` [B, S, ...], also where it works on [B·S, C] in between."""
+    found = projection(value)
+    node = value.producer()
+    if found is not None or node is None or not is_op(node, "Reshape"):
+        return found
+    inner = node.inputs[0]
+    flat = projection(inner) or _gemm(inner) if inner is not None and _lone(inner) else None
+    before = flat.x.producer() if flat is not None else None
+    if flat is None or before is None or not is_op(before, "Reshape") or before.inputs[0] is None:
+        return None
+    x = before.inputs[0]
+    own, made, rows = probes.of(x), probes.of(value), probes.of(flat.x)
+    if own is None or made is None or rows is None:
+        return None
+    same = all(
+        len(a) == 3 and a[:2] == b[:2] and c == (a[0] * a[1], a[2])
+        for a, b, c in zip(own, made, rows, strict=True)
+    )
+    return replace(flat, x=x) if same else None
+
+
+def _gemm(value: ir.Value) -> Projection | None:
+    """Return the layer that is a plain Gemm with a constant matrix."""
+    node = value.producer()
+    if node is None or not is_op(node, "Gemm") or len(node.inputs) < 2:
+        return None
+    plain = [float_attr(node, "alpha", 1.0), float_attr(node, "beta", 1.0)] == [1.0, 1.0]
+    if not plain or int_attr(node, "transA", 0) or int_attr(node, "transB", 0):
+        return None
+    x, weight = node.inputs[:2]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return _constant_layer(x, weight, bias)
+
+
 def projection(value: ir.Value) -> Projection | None:
     """Return the layer that makes ``value``, MatMul with or without Add; None for anything else."""
     node = value.producer()
@@ -282,6 +320,12 @@ def projection(value: ir.Value) -> Projection | None:
     if node is None or not is_op(node, "MatMul"):
         return None
     x, weight = node.inputs
+    return _constant_layer(x, weight, bias)
+
+
+def _constant_layer(
+    x: ir.Value | None, weight: ir.Value | None, bias: ir.Value | None
+) -> Projection | None:
     array = constant(weight)
     if x is None or weight is None or array is None or array.ndim != 2 or array.dtype != np.float32:
         return None
@@ -299,6 +343,11 @@ def _product(node: ir.Node) -> ir.Node | None:
         if made is not None and is_op(made, "MatMul") and constant(other) is not None:
             return made
     return None
+
+
+def _lone(value: ir.Value) -> bool:
+    """Whether one node reads ``value`` and it is no output."""
+    return len(_users(value)) == 1 and not value.is_graph_output()
 
 
 def _users(value: ir.Value) -> list[ir.Node]:
