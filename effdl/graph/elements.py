@@ -7,68 +7,18 @@ single elements through Gather, Slice, Concat and the like finds the constants t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from effdl.graph.edit import has_reference
 from effdl.graph.shapes import Shapes
+from effdl.graph.sizes import output_sizes
+from effdl.graph.symbols import Derived, Element, Elements, Unknown, combine, never_negative
 from effdl.graph.walk import int_attr, ints_attr
 from effdl.graph.weights import Array, constant_tensor
 
 _MOST = 64
 _INTEGERS = {ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL}
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """An element whose value is not known; equal ones are the same number in every run.
-
-    Args:
-        value: the tensor it comes from, or the name of a dynamic dimension of the model.
-        index: the axis of ``value`` whose size it is when ``size`` is set, else its position.
-        size: whether it is the size of an axis, so never negative.
-    """
-
-    value: ir.Value | str
-    index: int
-    size: bool
-
-
-@dataclass(frozen=True)
-class Derived:
-    """A number worked out of others, of which one at least is not known; equal ones are equal.
-
-    Args:
-        op: ``Add``, ``Sub``, ``Mul`` or ``Div``.
-        x, y: the operands, in an order of their own where it does not matter.
-        dtype: in which it is computed.
-    """
-
-    op: str
-    x: Element
-    y: Element
-    dtype: ir.DataType
-
-
-Element = int | Unknown | Derived
-
-
-@dataclass(frozen=True)
-class Elements:
-    """A scalar or vector of integers, as far as it is known."""
-
-    items: tuple[Element, ...]
-    scalar: bool
-    dtype: ir.DataType
-
-    def known(self) -> Array | None:
-        """Return the array when every element is a number, else None."""
-        if not all(isinstance(i, int) for i in self.items):
-            return None
-        flat = np.array(self.items, dtype=self.dtype.numpy())
-        return flat.reshape(()) if self.scalar else flat
 
 
 class Facts:
@@ -83,15 +33,35 @@ class Facts:
         self._shapes = shapes
         self._known = known
         self._found: dict[ir.Value, Elements] = {}
+        self._sizes: dict[ir.Value, tuple[Element, ...]] = {}
 
     def visit(self, node: ir.Node) -> None:
         """Follow what ``node`` makes, if it is one of the operators that are understood."""
-        rule = _RULES.get(node.op_type)
-        if rule is None or node.domain not in ("", "ai.onnx") or has_reference(node):
+        if node.domain not in ("", "ai.onnx") or has_reference(node):
             return
-        elements = rule(self, node)
+        rule = _RULES.get(node.op_type)
+        elements = rule(self, node) if rule is not None else None
         if elements is not None and len(elements.items) <= _MOST:
             self._found[node.outputs[0]] = elements
+        self._measure(node)
+
+    def _measure(self, node: ir.Node) -> None:
+        """Work out the sizes of the first output where inference left some of them open."""
+        output = node.outputs[0] if node.outputs else None
+        if output is None or self._shapes.static(output) is not None:
+            return
+        sizes = output_sizes(node, self.dims, lambda at: self.input(node, at))
+        before = self.dims(output)
+        if sizes is None or (before is not None and len(before) != len(sizes)):
+            return
+        old = before or tuple(Unknown(output, at, True) for at in range(len(sizes)))
+        self._sizes[output] = tuple(
+            size if size is not None and self._is_open(was, output) else was
+            for size, was in zip(sizes, old, strict=True)
+        )
+
+    def _is_open(self, size: Element, value: ir.Value) -> bool:
+        return isinstance(size, Unknown) and size.value is value
 
     def of(self, value: ir.Value | None) -> Elements | None:
         """Return what is known of ``value``, None when it is no small integer tensor."""
@@ -110,8 +80,12 @@ class Facts:
 
     def dims(self, value: ir.Value | None) -> tuple[Element, ...] | None:
         """Return the sizes of the axes of ``value``, None when its rank is not known."""
+        if value is None:
+            return None
+        if value in self._sizes:
+            return self._sizes[value]
         dims = self._shapes.of(value)
-        if dims is None or value is None:
+        if dims is None:
             return None
         names = self._shapes.symbols(value)
         return tuple(
@@ -158,7 +132,7 @@ def _size(facts: Facts, node: ir.Node) -> Elements | None:
         return None
     count: Element = 1
     for d in dims:
-        count = _combine("Mul", count, d, ir.DataType.INT64)
+        count = combine("Mul", count, d, ir.DataType.INT64)
     return Elements((count,), True, ir.DataType.INT64)
 
 
@@ -171,7 +145,7 @@ def _reduce_prod(facts: Facts, node: ir.Node) -> Elements | None:
         return None
     count: Element = 1
     for item in data.items:
-        count = _combine("Mul", count, item, data.dtype)
+        count = combine("Mul", count, item, data.dtype)
     return Elements((count,), not int_attr(node, "keepdims", 1), data.dtype)
 
 
@@ -263,49 +237,8 @@ def _arithmetic(facts: Facts, node: ir.Node) -> Elements | None:
     rows = _rows([a, b]) if a is not None and b is not None else None
     if a is None or b is None or rows is None or a.dtype != b.dtype or a.dtype == ir.DataType.BOOL:
         return None
-    items = tuple(_combine(node.op_type, x, y, a.dtype) for x, y in rows)
+    items = tuple(combine(node.op_type, x, y, a.dtype) for x, y in rows)
     return Elements(items, a.scalar and b.scalar, a.dtype)
-
-
-def _combine(op: str, x: Element, y: Element, dtype: ir.DataType) -> Element:
-    """Work out one element; what cannot be is an element that says how it comes about."""
-    if isinstance(x, int) and isinstance(y, int):
-        result = _number(op, x, y)
-        return Derived(op, x, y, dtype) if result is None else result
-    neutral = 0 if op in ("Add", "Sub") else 1
-    if y == neutral:
-        return x
-    if x == neutral and op in ("Add", "Mul"):
-        return y
-    if op in ("Add", "Mul") and hash(x) > hash(y):
-        x, y = y, x
-    if op == "Div" and isinstance(x, Derived) and x.op == "Mul" and isinstance(y, int) and y > 0:
-        # The product of sizes is far from where numbers wrap.
-        if x.x == y and never_negative(x.y):
-            return x.y
-        if x.y == y and never_negative(x.x):
-            return x.x
-    return Derived(op, x, y, dtype)
-
-
-def _number(op: str, x: int, y: int) -> int | None:
-    """Compute with 64-bit integers as ONNX does; None for what is left to the runtime."""
-    if op == "Div":
-        # Integer division in ONNX truncates.
-        return None if y == 0 else abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1)
-    result = {"Add": x + y, "Sub": x - y, "Mul": x * y}[op]
-    return result if -(1 << 31) <= result < 1 << 31 else None
-
-
-def never_negative(element: Element) -> bool:
-    """Whether ``element`` is at least zero in every run."""
-    if isinstance(element, int):
-        return element >= 0
-    if isinstance(element, Unknown):
-        return element.size
-    if element.dtype != ir.DataType.INT64 or element.op == "Sub":
-        return False
-    return never_negative(element.x) and never_negative(element.y)
 
 
 def _equal(facts: Facts, node: ir.Node) -> Elements | None:

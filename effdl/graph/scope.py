@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from effdl.graph.edit import forward
-from effdl.graph.elements import Element, Facts
+from effdl.graph.elements import Facts
 from effdl.graph.shapes import Shapes
+from effdl.graph.symbols import Element
 from effdl.graph.uniform import Uniform
 from effdl.graph.weights import Names
 

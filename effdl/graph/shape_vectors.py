@@ -8,8 +8,9 @@ import onnx_ir as ir
 
 from effdl.graph.dedup import Report
 from effdl.graph.edit import can_forward, forward, has_reference, remove_if_unused, roots
-from effdl.graph.elements import Element, Elements, Facts
+from effdl.graph.elements import Facts
 from effdl.graph.shapes import Shapes
+from effdl.graph.symbols import Element, Elements
 from effdl.graph.walk import is_op, subgraphs_of
 from effdl.graph.weights import Array, Names
 
@@ -96,8 +97,10 @@ class _Merger:
             return 0
         for value, dims in seen.sources:
             start = self._place(elements.items, dims)
-            if start is None or (is_op(node, "Shape") and node.inputs[0] is value):
+            if start is None:
                 continue
+            if is_op(node, "Shape") and node.inputs[0] is value:
+                return 0  # it reads the earliest already
             self._become_shape(node, value, start, len(elements.items), len(dims))
             self.touch(node, f"became Shape of '{value.name}'")
             return 1

@@ -23,11 +23,14 @@ _ROUNDS = 50
 class Simplify(Pass):
     """Say the same with fewer nodes: constants, identities, duplicates and dead code go.
 
-    What it does: computes what does not depend on an input with ONNX Runtime's own kernels, shape
-    arithmetic included where shapes are known; inlines If nodes whose condition is known; removes
-    nodes that do nothing, pairs that undo each other, duplicate nodes and duplicate weights, and what
-    no output needs. It repeats until nothing changes. Weights that are also graph inputs stop being
-    inputs. Random operators, quantized weights and operators it does not know stay as they are.
+    What it does: computes what does not depend on an input with ONNX Runtime's own kernels; follows
+    shape arithmetic element by element, dynamic sizes by name, so that a chain becomes a constant, or
+    is made once for all its readers; inlines If nodes whose condition is known; removes nodes that do
+    nothing, pairs that undo each other, duplicate nodes and duplicate weights, masks that mask nothing,
+    and what no output needs; lets neighbours be one: Slice, Concat, Clip, Unsqueeze and Squeeze in a
+    row, a reduction and its Squeeze, a Transpose before Gemm, factors, zero states of LSTM and GRU. It
+    repeats until nothing changes. Weights that are also graph inputs stop being inputs. Random
+    operators, quantized weights and operators it does not know stay as they are.
 
     When it helps: always as the first step; exports of torch and Keras are full of shape arithmetic.
     Other passes find more afterwards, and the file becomes smaller.
@@ -56,8 +59,8 @@ class Simplify(Pass):
         if self.initializers_from_inputs:
             kinds["inputs_made_constant"] = _drop_defaults(model, ctx)
         folder = Folder(self.max_growth, ctx.touch, skip)
-        for _ in range(_ROUNDS):
-            before = kinds.total()
+        for number in range(_ROUNDS):
+            first, before = number == 0, kinds.total()
             skipped.clear()
             shapes = infer(model)
             kinds["ifs_inlined"] += inline_ifs(model, shapes, folder.known, ctx.touch)
@@ -66,7 +69,8 @@ class Simplify(Pass):
             kinds["folded"] += folder.run(model, shapes)
             kinds["identities"] += remove_identities(model, shapes, folder.known, ctx.touch, skip)
             kinds["shape_vectors"] += merge_vectors(model, shapes, folder.known, ctx.touch)
-            kinds["duplicate_weights"] += merge_initializers(model, ctx.touch)
+            if first or kinds.total() > before:  # it reads all weights
+                kinds["duplicate_weights"] += merge_initializers(model, ctx.touch)
             kinds["duplicate_nodes"] += merge_nodes(model, ctx.touch, skip)
             kinds["dead"] += clean(model)
             if kinds.total() == before:
