@@ -268,12 +268,14 @@ def run_model(model: Path, workers: dict[str, Worker], judge: Worker, *, latency
         ours = row.results[OURS]
         verified = run_tool(workers["effdl-verified"], model, files["effdl-verified"])
         ours.verified = verified.seconds
-        # What counts is what the user gets: the verified file, though the time is without.
-        ours.nodes, ours.bytes = verified.nodes, verified.bytes
-        ours.failed = verified.failed or ours.failed
         results = {t: str(files[t]) for t, r in row.results.items() if r.nodes is not None}
-        if OURS in results:
-            results[OURS] = str(files["effdl-verified"])
+        if not verified.failed.startswith("not done"):
+            # What counts is what the user gets: the verified file, though the time is without.
+            ours.nodes, ours.bytes = verified.nodes, verified.bytes
+            ours.failed = verified.failed or ours.failed
+            results.pop(OURS, None)
+            if ours.nodes is not None:
+                results[OURS] = str(files["effdl-verified"])
         verdict = judge.ask(model=str(model), results=results, latency=latency, limit=4 * LIMIT)
         for name, result in row.results.items():
             result.wrong = verdict.get("verdicts", {}).get(name)
