@@ -214,6 +214,9 @@ def _forget_declared(proto: onnx.ModelProto) -> None:
                 for dim in port.type.tensor_type.shape.dim:
                     if dim.HasField("dim_param"):
                         dim.Clear()
+        for node in graph.node:
+            while node.input and not node.input[-1]:
+                del node.input[-1]  # ONNX infers nothing for a Loop with such an input
         for output in graph.output:
             if output.type.HasField("tensor_type"):
                 output.type.tensor_type.ClearField("shape")
