@@ -100,10 +100,12 @@ def weakest(passes: Sequence[PassReport], by: str) -> int | None:
     lossy = [k for k in kept if passes[k].lossy]
     if by == "error":
         return max(lossy, key=lambda k: passes[k].error or 0.0, default=None)
-    proved = {k: r for k in lossy if (r := _proved(passes[k]))}
+    proved = {k: r for k in kept if (r := _proved(passes[k]))}
     doubtful = [k for k in lossy if k not in proved]
     if by == "slower":  # a pass that claims nothing was never measured
-        doubtful = [k for k in kept if k not in lossy] + doubtful
+        doubtful = [k for k in kept if k not in lossy and k not in proved] + doubtful
+    else:
+        proved = {k: r for k, r in proved.items() if k in lossy}
     if doubtful:
         return doubtful[-1]
     return min(proved, key=lambda k: proved[k], default=None)
