@@ -11,6 +11,7 @@ import onnx_ir as ir
 from effdl.graph.weights import Array, Names, add_initializer
 
 Attribute = int | float | str | Sequence[int]
+_FEW = 1 << 16
 
 
 @dataclass
@@ -56,7 +57,9 @@ class Builder:
         return node.outputs[0]
 
     def constant(self, array: Array, base: str) -> ir.Value:
-        """Return an initializer with this content, one for all that ask for the same."""
+        """Return an initializer with this content, one for all that ask for the same few numbers."""
+        if array.nbytes > _FEW:
+            return add_initializer(self.graph, self.names, base, array)
         key = (f"{array.dtype}{array.shape}", array.tobytes())
         if key not in self._constants:
             self._constants[key] = add_initializer(self.graph, self.names, base, array)

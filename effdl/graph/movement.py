@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ Positions = npt.NDArray[np.int32]
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _MOVES = (*_VIEWS, "Transpose", "Split", "Slice", "Gather", "Expand", "Identity")
 _MOST = 64
+_LARGEST = 1 << 27
+_TO_THE_END = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,11 @@ def factor(node: ir.Node, probes: Probes) -> tuple[ir.Value, float] | None:
 def positions(origin: Origin, probes: Probes) -> list[Positions] | None:
     """Return for each probe the position in ``origin.value`` of every element of the traced value.
 
-    None when a shape is not known or an operator on the way cannot be followed.
+    None when a shape is not known or too large to be worth it, or when an operator on the way cannot
+    be followed.
     """
     sizes = probes.of(origin.value)
-    if sizes is None or any(0 in s for s in sizes):
+    if sizes is None or not all(0 < prod(s) <= _LARGEST for s in sizes):
         return None
     found = [np.arange(np.prod(s), dtype=np.int32).reshape(s) for s in sizes]
     for value in origin.path:
@@ -121,18 +125,21 @@ def _move(
     node: ir.Node, value: ir.Value, array: Positions, goal: tuple[int, ...], k: int, probes: Probes
 ) -> Positions | None:
     if is_op(node, *_VIEWS):
-        return array.reshape(goal) if array.size == np.prod(goal) else None
+        return array.reshape(goal) if array.size == prod(goal) else None
     if is_op(node, "Transpose"):
         perm = ints_attr(node, "perm") or tuple(range(array.ndim))[::-1]
         return array.transpose(perm)
     if is_op(node, "Split"):
         return _part(node, value, array, k, probes)
     if is_op(node, "Slice"):
-        return _slice(node, array)
+        return _slice(node, array, probes)
     if is_op(node, "Gather"):
         where = constant(node.inputs[1])
         axis = int_attr(node, "axis", 0)
-        return None if where is None else array.take(where.astype(np.int64), axis=axis)
+        length = array.shape[axis]
+        if where is None or where.size == 0 or where.min() < -length or where.max() >= length:
+            return None
+        return array.take(where.astype(np.int64), axis=axis)
     if is_op(node, "Expand"):
         return np.broadcast_to(array, goal) if array.ndim <= len(goal) else None
     return array  # Identity, or a multiplication with a number
@@ -153,7 +160,7 @@ def _part(
     return None
 
 
-def _slice(node: ir.Node, array: Positions) -> Positions | None:
+def _slice(node: ir.Node, array: Positions, probes: Probes) -> Positions | None:
     starts, ends = _numbers(node, 1, "starts"), _numbers(node, 2, "ends")
     if starts is None or ends is None or len(starts) != len(ends):
         return None
@@ -163,6 +170,12 @@ def _slice(node: ir.Node, array: Positions) -> Positions | None:
         return None
     index = [slice(None)] * array.ndim
     for axis, start, end, stride in zip(axes, starts, ends, steps, strict=True):
+        length = array.shape[axis]
+        # The first 16 of a length that is 7 at this probe are all of it, but not at every length.
+        clamped = not -length <= start <= length or not -length <= end <= length
+        to_the_end = -length <= start <= length and end >= _TO_THE_END
+        if clamped and not to_the_end and len(set(probes.axis(node.inputs[0], axis) or ())) != 1:
+            return None
         index[axis] = slice(start, end, stride)
     return array[tuple(index)]
 

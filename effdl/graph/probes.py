@@ -13,8 +13,11 @@ from effdl.graph.shapes import Shapes, infer
 Sizes = tuple[tuple[int, ...], ...]
 """A shape at every probe."""
 
-_FIRST = ((2, 3), (7, 11), (17, 19), (29, 31), (41, 43), (53, 59))
-"""Sizes of the first dynamic dimension at each probe, then of the second, ...: all different primes."""
+_FIRST = ((2, 3), (7, 37), (17, 61), (29, 47), (41, 79), (53, 67))
+"""Sizes of the first dynamic dimension at each probe, then of the second, ...: all different primes.
+
+Far enough from each other that a network which halves a length five times still has two lengths.
+"""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from effdl.graph.match import Mismatch, need, some
 from effdl.graph.probes import Probes, Sizes
 from effdl.graph.walk import is_op
 from effdl.graph.weights import constant, scalar
-from effdl.passes.fuse._attention_match import HUGE, Attention, Term
+from effdl.passes.fuse._attention_match import HUGE, LOWEST, Attention, Term, as_float32
 
 _LOOK_BACK = 12
 _MOVES = ("Reshape", "Unsqueeze", "Squeeze", "Transpose", "Expand", "Slice", "Gather", "Identity")
@@ -108,16 +108,31 @@ class Biases:
         return self._made[key]
 
     def _sum(self, parts: Sequence[Way], found: Attention) -> tuple[ir.Value, Sizes]:
-        """Return the sum of terms and its shape at each probe."""
+        """Return the sum of terms and its shape at each probe.
+
+        A mask chosen by Where hides what is further in: two of the lowest number would be -inf.
+        """
         total, sizes = self._term(parts[-1], found)
         for way in reversed(parts[:-1]):
-            value, own = self._term(way, found)
-            key = ("sum", total, value)
+            value, own = self._term(way, found, as_mask=True)
+            key = ("sum", total, value, way.term.number, way.term.masked)
             if key not in self._made:
-                self._made[key] = self.builder.op("Add", [total, value], value.name)
+                self._made[key] = self._added(way.term, total, value)
             total = self._made[key]
             sizes = tuple(np.broadcast_shapes(a, b) for a, b in zip(sizes, own, strict=True))
         return total, sizes
+
+    def _added(self, term: Term, total: ir.Value, value: ir.Value) -> ir.Value:
+        if term.number is None:
+            return self.builder.op("Add", [total, value], value.name)
+        return self._chosen(term, value, total)
+
+    def _chosen(self, term: Term, mask: ir.Value, total: ir.Value) -> ir.Value:
+        """Return ``total`` with the number of ``term`` where its mask says so."""
+        assert term.number is not None
+        low = self.builder.number(term.number)
+        pair = [low, total] if term.masked else [total, low]
+        return self.builder.op("Where", [mask, *pair], mask.name)
 
     def dead_rows(self, found: Attention) -> ir.Value | None:
         """Return a mask [B or 1, S or 1, 1] of the queries that give 0 since all keys are masked.
@@ -126,7 +141,7 @@ class Biases:
         """
         if found.dead is None:
             return None
-        low = [p for t in found.terms for p in _low_parts(t, found.dead)]
+        low = _low_terms(found.terms, found.dead)
         if not low:
             return None
         found_ways = [_way(term, found, self.probes) for term in low]
@@ -153,23 +168,26 @@ class Biases:
             self._made[key] = self.builder.size(value, 1)
         return self._made[key]
 
-    def _term(self, way: Way, found: Attention) -> tuple[ir.Value, Sizes]:
-        key = ("term", way.term.value, way.term.number, way.term.masked, way.term.times, way.kind)
-        sizes = _four(way, found)
+    def _term(self, way: Way, found: Attention, *, as_mask: bool = False) -> tuple[ir.Value, Sizes]:
+        """Return a term in shape, as numbers or (a mask ``as_mask``) as it is, and its sizes."""
+        term = way.term
+        number = None if as_mask else term.number
+        # Two towers may have batches of their own.
+        own = (found.batch, found.heads) if way.kind in ("rows", "windows") else None
+        key = ("term", term.value, number, term.masked, term.times, way.kind, own)
         if key not in self._made:
-            self._made[key] = self._make(way, found)
-        return self._made[key], sizes
+            value = term.value
+            if number is not None:
+                value = self._chosen(term, value, self.builder.number(0.0))
+            elif term.times != 1.0:
+                value = self.builder.op("Mul", [value, self.builder.number(term.times)], value.name)
+            self._made[key] = self._in_shape(way, value, found)
+        return self._made[key], _four(way, found)
 
-    def _make(self, way: Way, found: Attention) -> ir.Value:
-        term, build = way.term, self.builder
-        value, name = term.value, term.value.name
-        if term.number is not None:
-            zero, low = build.number(0.0), build.number(term.number)
-            pair = [low, zero] if term.masked else [zero, low]
-            value = build.op("Where", [value, *pair], name)
-        elif term.times != 1.0:
-            value = build.op("Mul", [value, build.number(term.times)], name)
-        own = self.probes.of(term.value)
+    def _in_shape(self, way: Way, value: ir.Value, found: Attention) -> ir.Value:
+        """Return ``value``, which has the shape of the term, as [B or 1, H or 1, S or 1, T or 1]."""
+        build, name = self.builder, way.term.value.name
+        own = self.probes.of(way.term.value)
         assert own is not None
         rank = len(way.sizes[0])
         missing = rank - len(own[0])
@@ -187,7 +205,9 @@ class Biases:
         if way.kind == "rows":
             shape = build.concat([build.ints(-1), build.ints(found.heads), *last])
             return build.op("Reshape", [value, shape], name)
-        batch = build.op("Div", [build.size(found.q[0].value, 0), build.ints(term.at[0][1])], name)
+        batch = build.op(
+            "Div", [build.size(found.q[0].value, 0), build.ints(way.term.at[0][1])], name
+        )
         spread = build.concat([batch, *[build.ints(1)] * 4])
         wide = build.op("Expand", [value, spread], name)
         heads = way.sizes[0][2]
@@ -218,14 +238,33 @@ def _four(way: Way, found: Attention) -> Sizes:
     return tuple((b, *s[2:]) for b, s in pairs)
 
 
-def lowest(term: Term) -> float:
+def zero_when_masked(found: Attention) -> bool:
+    """Whether a query gives 0 as soon as the bias of all its keys is LOWEST or less, or none can be."""
+    low = _low_terms(found.terms, LOWEST)
+    return not low or (found.dead == -np.inf and all(t.number == -np.inf for t in low))
+
+
+def _lowest_of(term: Term) -> float:
     """Return a bound below what a term may hold, -inf where nothing is known of it."""
-    return term.number if term.number is not None else _lowest(term.value, _LOOK_BACK)
+    if term.number is not None:
+        return term.number
+    return as_float32(_lowest(term.value, _LOOK_BACK) * term.times)
+
+
+def _low_terms(terms: Sequence[Term], limit: float) -> list[Term]:
+    """Return the parts of a bias that can make it as low as ``limit``, none where it cannot be."""
+    low: list[Term] = []
+    rest = 0.0
+    for term in terms:
+        parts = _low_parts(term, limit)
+        low += parts
+        rest += 0.0 if parts else min(_lowest_of(term), 0.0)
+    return low if as_float32(rest) > limit else list(terms)
 
 
 def _low_parts(term: Term, limit: float) -> list[Term]:
     """Return the summands of a term that may be as low as ``limit``; the others do not matter then."""
-    if lowest(term) > limit:
+    if _lowest_of(term) > limit:
         return []
     node = term.value.producer()
     if term.number is not None or term.times != 1.0 or node is None:
@@ -239,8 +278,7 @@ def _low_parts(term: Term, limit: float) -> list[Term]:
                 return [Term(mask, term.at, number=number, masked=masked)]
     if not is_op(node, "Add"):
         return [term]
-    parts = [Term(v, term.at) for v in node.inputs if v is not None]
-    return [low for part in parts for low in _low_parts(part, limit)]
+    return _low_terms([Term(v, term.at) for v in node.inputs if v is not None], limit)
 
 
 def _lowest(value: ir.Value | None, depth: int) -> float:
@@ -249,7 +287,7 @@ def _lowest(value: ir.Value | None, depth: int) -> float:
     if value is None or (array is not None and array.dtype.kind not in "fiub"):
         return -np.inf
     if array is not None:
-        return float(array.min()) if array.size else 0.0
+        return as_float32(float(array.min())) if array.size else 0.0
     if value.dtype is not None and not value.dtype.is_floating_point():
         return -HUGE  # integers and booleans, as numbers
     node = value.producer()
@@ -261,12 +299,11 @@ def _lowest(value: ir.Value | None, depth: int) -> float:
         return min(_lowest(v, depth - 1) for v in node.inputs)
     if is_op(node, "Cast", *_MOVES):
         return _lowest(node.inputs[0], depth - 1)
-    if is_op(node, "Add"):  # sums of moderate numbers stay moderate
-        return min(_lowest(v, depth - 1) for v in node.inputs)
+    if is_op(node, "Add"):
+        return as_float32(sum(min(_lowest(v, depth - 1), 0.0) for v in node.inputs))
     if is_op(node, "Mul", "Sub"):
         # A few factors and terms of moderate size do not reach the end of the range.
-        bounds = [_magnitude(v, depth - 1) for v in node.inputs]
-        return -HUGE if max(bounds) < HUGE**0.5 else -np.inf
+        return -HUGE if _magnitude(value, depth) < HUGE else -np.inf
     return -np.inf
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from effdl.graph.clean import clean
 from effdl.graph.edit import forward, roots
 from effdl.graph.insert import Builder
-from effdl.graph.match import Mismatch, attempt, need
+from effdl.graph.match import Mismatch, attempt, label, need
 from effdl.graph.probes import Probes, probe
 from effdl.graph.walk import all_nodes, is_op
 from effdl.graph.weights import Names
@@ -21,8 +22,8 @@ from effdl.passes.fuse._attention_match import (
     Attention,
     is_candidate,
     match_attention,
-    match_standard,
 )
+from effdl.passes.fuse._attention_standard import match_standard
 
 Form = Literal["auto", "attention", "mha", "onnx"]
 
@@ -90,7 +91,7 @@ class FuseAttention(NodePass):
         return tuple(self.model_copy(update={"form": f}) for f in ("attention", "mha", "onnx"))
 
     def _fuse(self, node: ir.Node, shapes: Probes, writer: Writer, ctx: Context) -> int:
-        found = attempt(_match, node, shapes)
+        found = attempt(_match, node, shapes, writer.build.opset)
         if isinstance(found, str):
             ctx.skip(node, found)
             return 0
@@ -115,9 +116,11 @@ class FuseAttention(NodePass):
         return 1
 
 
-def _match(node: ir.Node, shapes: Probes) -> Attention:
-    match = match_standard if is_op(node, "Attention") else match_attention
-    found = match(node, shapes)
+def _match(node: ir.Node, shapes: Probes, opset: int) -> Attention:
+    standard = is_op(node, "Attention")
+    found = match_standard(node, shapes) if standard else match_attention(node, shapes, opset)
+    # ONNX Runtime takes 0 for an absent scale, and roots of it in the standard operator.
+    need(0 < found.scale < np.inf, f"the scale of {label(node)} is {found.scale:g}")
     kinds = {s.dtype(found.context) for s in shapes.shapes}
     need(kinds == {ir.DataType.FLOAT}, "ONNX Runtime's CPU kernels for attention take float32 only")
     ways(found, shapes)
