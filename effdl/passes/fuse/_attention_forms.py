@@ -61,7 +61,8 @@ class Writer:
             zero_when_masked(found),
             "rows that are masked altogether give something, in the standard operator they give 0",
         )
-        heads = found.k[0].heads
+        counts = [{w.heads for w in operand} for operand in (found.k, found.v)]
+        heads = min(counts[0] & counts[1], default=found.heads)  # one head of K for several of Q
         ways = (_best(found.q, found.heads), _best(found.k, heads), _best(found.v, heads))
         q, k, v = (self._flat((w,)) for w in ways)
         bias = self.biases.of(found, self._keyed(k), q)
