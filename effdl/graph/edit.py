@@ -83,8 +83,8 @@ def _take_over_output(old: ir.Value, new: ir.Value) -> None:
     graph = old.graph
     assert graph is not None
     old.name, new.name = new.name, old.name
-    new.type = old.type if old.type is not None else new.type
-    new.shape = old.shape if old.shape is not None else new.shape
+    if old.type is not None:  # an output that declares no shape stays so
+        new.type, new.shape = old.type, old.shape
     new.doc_string = old.doc_string
     for i, output in enumerate(graph.outputs):
         if output is old:

@@ -100,6 +100,11 @@ def check(model: ir.Model) -> None:
         # The checker wants a default-domain version even where no node needs one.
         entry = proto.opset_import.add()
         entry.version = 13
+    for port in (*proto.graph.input, *proto.graph.output):
+        if port.type.HasField(
+            "tensor_type"
+        ):  # without a shape it is unknown; the checker wants one
+            port.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as e:

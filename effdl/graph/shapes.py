@@ -246,8 +246,10 @@ def _declared(value: ir.Value, dims: Mapping[str, int], dynamic: bool) -> Dims |
 
     Exporters write the sizes of their example into outputs, and whoever makes an input dynamic
     afterwards leaves the rest as it was: with a dynamic input, the sizes of what nodes make are
-    believed only where an operator that nobody knows makes it.
+    believed only where an operator that nobody knows makes it. A sequence has no shape of its own.
     """
+    if value.type is not None and not isinstance(value.type, ir.TensorType):
+        return None
     shape = _pinned(dims_of(value.shape), dims)
     node = value.producer()
     if shape is None or not dynamic or node is None or node.domain not in ("", "ai.onnx"):

@@ -121,6 +121,10 @@ class LowRank(NodePass):
         """Yield the nodes that can be split, with their weights; log the candidates that cannot."""
         in_functions = {n for f in model.functions.values() for n in f}
         for node in all_nodes(model):
+            if is_op(node, "Attention", domain="com.microsoft"):
+                ctx.skip(
+                    node, "packed attention stays whole: fuse_attention {form: mha} can be split"
+                )
             if not is_op(node, "MatMul", "Gemm", "Conv") or not self.selected(node):
                 continue
             tensor, reason = _weight(node, node in in_functions)

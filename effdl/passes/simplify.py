@@ -13,6 +13,7 @@ from effdl.graph.edit import raise_ir_version
 from effdl.graph.folding import Folder
 from effdl.graph.identities import remove_identities
 from effdl.graph.inline import inline_ifs
+from effdl.graph.scalars import make_ranges_scalar
 from effdl.graph.shape_vectors import merge_vectors
 from effdl.graph.shapes import infer
 from effdl.passes.base import Context, Pass
@@ -68,6 +69,7 @@ class Simplify(Pass):
                 shapes = infer(model)
             kinds["folded"] += folder.run(model, shapes)
             kinds["identities"] += remove_identities(model, shapes, folder.known, ctx.touch, skip)
+            kinds["scalars"] += make_ranges_scalar(model, shapes, ctx.touch)
             kinds["shape_vectors"] += merge_vectors(model, shapes, folder.known, ctx.touch)
             if first or kinds.total() > before:  # it reads all weights
                 kinds["duplicate_weights"] += merge_initializers(model, ctx.touch)

@@ -63,7 +63,7 @@ def weight_inputs(node: ir.Node) -> Iterator[int]:
     if is_op(node, "MatMul"):
         yield from (1, 0)
     elif is_op(node, "Conv", "ConvTranspose", "Gemm") or is_op(
-        node, "FusedConv", "FusedGemm", domain="com.microsoft"
+        node, "FusedConv", "FusedGemm", "Attention", domain="com.microsoft"
     ):
         yield 1
     elif is_op(node, *_RECURRENT):
@@ -89,6 +89,8 @@ def layout_of(node: ir.Node, index: int, shape: tuple[int, ...]) -> Layout | Non
         case "Gemm" | "FusedGemm" if rank == 2:
             order = (0, 1) if int_attr(node, "transB", 0) else (1, 0)
             return Layout(shape, order, shape[order[0]])
+        case "Attention" if rank == 2:
+            return Layout(shape, (1, 0), shape[1])
         case "MatMul" if rank == 1 or (index == 0 and rank):
             return Layout(shape, tuple(range(rank)), math.prod(shape[:-1]))
         case "MatMul" if rank:

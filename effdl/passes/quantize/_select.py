@@ -25,6 +25,8 @@ QUANTIZED = (
     *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"),
     *("ConvInteger", "QLinearConv", "QLinearMatMul"),
 )
+PACKED_ATTENTION = "packed attention stays float: fuse_attention {form: mha} leaves its products"
+"""Why com.microsoft Attention, which holds the weights of three products, is left alone."""
 _THIN = 32
 """Products per output below which a layer pays only beside other 8-bit nodes (depthwise: 9)."""
 
@@ -120,7 +122,9 @@ def select(
         if not wanted(node):
             reason = "left out by the options"
         if reason:
-            if is_op(node, *WEIGHTED, "ConvTranspose", "BatchNormalization"):
+            if is_op(node, *WEIGHTED, "ConvTranspose", "BatchNormalization") or (
+                reason == PACKED_ATTENTION
+            ):
                 chosen.skipped.append((node, reason))
         else:
             chosen.nodes[node] = None
@@ -146,6 +150,8 @@ def _refusal(node: ir.Node, info: dict[str, ValueInfo], op_types: tuple[str, ...
     """Return why ``node`` cannot be 8-bit, an empty string when it can, None when it is no candidate."""
     if is_op(node, "ConvTranspose"):
         return "ONNX Runtime has no 8-bit ConvTranspose"
+    if is_op(node, "Attention", domain="com.microsoft"):
+        return PACKED_ATTENTION
     if is_op(node, "BatchNormalization"):
         return "fold it first (fold_batchnorm)"
     if not is_op(node, *WEIGHTED, *FOLLOWERS):

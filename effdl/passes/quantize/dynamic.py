@@ -13,7 +13,7 @@ from effdl.graph.weights import constant_tensor
 from effdl.passes.base import Context, NodePass
 from effdl.passes.quantize._dynamic import DynamicWriter
 from effdl.passes.quantize._format import decline
-from effdl.passes.quantize._select import is_quantized
+from effdl.passes.quantize._select import PACKED_ATTENTION, is_quantized
 from effdl.solve.quantize import WeightMethod
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
@@ -100,6 +100,8 @@ class QuantizeDynamic(NodePass):
         """Return why ``node`` stays float, an empty string when it does not, None for other ops."""
         if is_op(node, *_CONVOLUTIONS):
             return "run-time quantization makes convolutions slower: use quantize_static"
+        if is_op(node, "Attention", domain="com.microsoft"):
+            return PACKED_ATTENTION
         if is_op(node, *_RECURRENT):
             return "recurrent layers stay float"
         if is_op(node, "Gather"):
