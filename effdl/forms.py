@@ -55,10 +55,13 @@ def best_form(
     """
     before = work.snapshot()
     ways: dict[tuple[str, ...], tuple[Form, PassReport, Snapshot]] = {}
+    failed = []
     for form in forms:
         report = attempt(form.step)
         if report.status == "changed":
             ways.setdefault(_operators(work.model), (form, report, work.snapshot()))
+        elif report.status == "rolled_back":
+            failed.append(f"{form.label} rolled back")
         work.restore(before)
     models = [state.model for _, _, state in ways.values()]
     found = gate.fastest(before.model, models) if models else None
@@ -68,8 +71,8 @@ def best_form(
         zip(found, ways.values(), strict=True), key=lambda r: (r[0].kept, r[0].ratio or 0.0)
     )
     verdict, (form, report, state) = ranked[-1]
-    if len(ranked) > 1:
-        told = [f"{f.label} {_speed(g)}" for g, (f, _, _) in reversed(ranked)]
+    if len(ranked) > 1 or failed:
+        told = [f"{f.label} {_speed(g)}" for g, (f, _, _) in reversed(ranked)] + failed
         report = replace(report, notes={**report.notes, "forms": ", ".join(told)})
     if verdict.kept:
         work.restore(state)
