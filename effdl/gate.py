@@ -215,9 +215,7 @@ class Gate:
             return held
         by = self._claim(step)
         if not by:
-            if self._before is not None:
-                self._remove(self._before)
-            self._before = None
+            self.forget()
             return held
         old = self._before or self._write(before)
         new = self._write(after)
@@ -227,6 +225,16 @@ class Gate:
         if held is not None:
             found = replace(found, score=held.score, fidelity=held.fidelity)
         return found
+
+    def forget(self) -> None:
+        """The model changed without being measured: its file is of no use any more."""
+        if self._before is not None:
+            self._remove(self._before)
+        self._before = None
+
+    def claims(self, step: Pass) -> bool:
+        """Whether a pass has to show something here."""
+        return step.lossy or bool(self._claim(step))
 
     def _claim(self, step: Pass) -> str:
         """What the pass is judged by, empty for nothing."""

@@ -178,13 +178,11 @@ class _Run:
         self._start_checks()
         self.gate = self._open_gate()
         self.warnings += unheld(self.recipe)
-        for number, step in enumerate(self.steps, 1):
-            done = self._step(step)
-            self.done.append(done)
-            if self.options.save_after_each is not None:
-                folder = self.options.save_after_each
-                folder.mkdir(parents=True, exist_ok=True)
-                io.save(self.work.model, folder / f"{number:02d}_{step.name}.onnx")
+        for group in self._groups():
+            if len(group) < 2 or not self._together(group):
+                for step in group:
+                    self.done.append(self._step(step))
+                    self._save_step(step)
         with io.Stage(self.goal) as stage:
             report = self._settle(stage)
             report = replace(report, warnings=(*report.warnings, *price(report)))
@@ -197,6 +195,54 @@ class _Run:
             if report.won or self.goal != self.source.absolute():
                 stage.commit()
         return replace(report, seconds=time.perf_counter() - self.started)
+
+    def _save_step(self, step: Step) -> None:
+        folder = self.options.save_after_each
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            io.save(self.work.model, folder / f"{len(self.done):02d}_{step.name}.onnx")
+
+    def _groups(self) -> list[list[Step]]:
+        """Return the steps, those together whose outputs can be compared at the end of them all."""
+        groups: list[list[Step]] = [[]]
+        judged = self.options.gate == "each"
+        for step in self.steps:
+            alone = (
+                step.pass_.lossy
+                or step.pass_.changes_interface()
+                or self.options.save_after_each is not None
+                or (judged and self.gate.claims(step.pass_))
+            )
+            if alone:
+                groups += [[step], []]
+            else:
+                groups[-1].append(step)
+        return [g for g in groups if g]
+
+    def _together(self, group: list[Step]) -> bool:
+        """Run lossless passes and compare outputs once; False, with nothing done, where they differ.
+
+        Opening a session costs more than most of these passes. One after the other, each checked,
+        then tells which pass it was.
+        """
+        before, done = self.work.snapshot(), list[tuple[Step, PassReport]]()
+        for step in group:
+            match_patterns(step, self.work.original, self.work.model)
+            done.append((step, self._attempt(step, judged=False, outputs=False)))
+        changed = [k for k, (_, report) in enumerate(done) if report.status == "changed"]
+        if changed:
+            self.progress(group[changed[-1]].name, "checking")
+            verdict = self.work.check_outputs(before.model)
+            if not verdict.ok:
+                self.work.restore(before)
+                return False
+            self.work.accept(verdict)
+            self.gate.forget()
+            step, last = done[changed[-1]]
+            reason = verdict.note or last.reason
+            done[changed[-1]] = step, replace(last, error=verdict.error, reason=reason)
+        self.done += done
+        return True
 
     def _start_checks(self) -> None:
         self.progress("check", "running the input model")
@@ -273,19 +319,22 @@ class _Run:
         reason = report.reason + tried
         return step, replace(report, reason=reason, gate=replace(gate, reason=reason))
 
-    def _attempt(self, step: Step, *, judged: bool, again: bool = False) -> PassReport:
+    def _attempt(
+        self, step: Step, *, judged: bool, again: bool = False, outputs: bool = True
+    ) -> PassReport:
         """Run one pass; on failure the model is the one before it again.
 
         Args:
             step: the pass.
             judged: whether the gate looks at it.
             again: it ran before; what goes wrong now is reported, it does not end the run.
+            outputs: compare outputs; else somebody does so later.
         """
         lenient = self.options.keep_going or again
         self.progress(step.name, "running")
         work, before = self.work, self.work.snapshot()
         try:
-            applied = work.apply(step, before.model)
+            applied = work.apply(step, before.model, outputs=outputs)
         except EffdlError as e:
             if not isinstance(e, CheckFailed):
                 e.where = e.where or step.where
@@ -464,8 +513,8 @@ class _Run:
         return replace(report, bench=result, unmeasured=why)
 
     def _explained(self, report: RunReport, path: Path) -> RunReport:
-        """Add where the time went; a result that is given up is not profiled."""
-        if report.bench is None:
+        """Add where the time went, where it differs; a result that is given up is not profiled."""
+        if report.bench is None or report.bench.models[-1].verdict == "same":
             return report
         self.progress("bench", "profiling input and output")
         return replace(report, changes=self.gate.where_time_went(self.source, path))

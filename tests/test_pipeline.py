@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +13,7 @@ import effdl
 from effdl.errors import CheckFailed
 from effdl.graph import io
 from effdl.graph.weights import Names, replace_weight
+from effdl.measure.verify import Verdict, Verifier
 from effdl.passes.base import Context, Pass
 from effdl.pipeline import optimize
 from effdl.recipe import Recipe, Step
@@ -207,3 +208,29 @@ def test_an_invalid_graph_is_rolled_back(tmp_path: Path) -> None:
     report = optimize(CNN, recipe_of(Invalid()), tmp_path / "o.onnx", options=options)
     assert report.passes[0].status == "rolled_back"
     assert "invalid ONNX graph" in report.passes[0].reason
+
+
+def test_lossless_passes_are_compared_once_and_the_wrong_one_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    checks: list[bool] = []
+    honest = Verifier.check
+
+    def counted(self: Verifier, *args: Any, lossy: bool) -> Verdict:
+        checks.append(lossy)
+        return honest(self, *args, lossy=lossy)
+
+    monkeypatch.setattr(Verifier, "check", counted)
+    report = effdl.optimize(CNN, "lossless", tmp_path / "o.onnx", options=QUICK)
+    changed = [p for p in report.passes if p.status == "changed"]
+    assert len(changed) >= 2
+    assert len(checks) == 2, "the passes together, then the file"
+    assert [p.error is not None for p in changed] == [False] * (len(changed) - 1) + [True]
+    steps = load_recipe("lossless").passes
+    steps = (*steps[:3], Step("wrong", {}, Wrong()), *steps[3:])
+    recipe = Recipe(name="mixed", description="one is wrong", passes=steps)
+    options = RunOptions(bench_seconds=0, keep_going=True)
+    report = optimize(CNN, recipe, tmp_path / "p.onnx", options=options)
+    assert [p.name for p in report.passes if p.status == "rolled_back"] == ["wrong"]
+    assert report.verified is not None
+    assert report.verified.equal
