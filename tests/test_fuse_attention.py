@@ -509,3 +509,10 @@ def test_bodies_and_functions_are_left_alone() -> None:
             kt = Transpose<perm = [0, 2, 1]>(x) {inner} }}"""
     declined(from_text(body), "inside the body")
     declined(from_text(called), "inside a function")
+
+
+def test_one_query_and_one_key() -> None:
+    """With S = T = 1 heads and queries lie the same way; which is which is told by their number."""
+    for form in ("attention", "mha"):
+        for source in ("separate", "gather", "interleaved"):
+            fused(build(Style(source, queries=1, batch=2, mask="t")), form)

@@ -105,7 +105,8 @@ def _layout(
     for layout, axis, perm in (("bshd", 2, (0, 2, 1, 3)), ("bhsd", 1, (0, 1, 2, 3))):
         counts_ = {s[axis] for s in sizes}
         count = next(iter(counts_))
-        if len(counts_) == 1 and heads in (None, count):
+        as_long = all(a.shape[1] == s[3 - axis] for a, s in pairs)
+        if len(counts_) == 1 and heads in (None, count) and as_long:
             ways = (np.arange(a.size, dtype=np.int32).reshape(s).transpose(perm) for a, s in pairs)
             if all(_same(a, way) for (a, _), way in zip(pairs, ways, strict=True)):
                 return Heads(origin.value, layout, count, size, origin.scale)
