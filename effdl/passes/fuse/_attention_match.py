@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -53,6 +54,7 @@ class Attention:
         context: the output of the product with V, [B, H, S, size] in this order of elements.
         final: the output that takes the place of it all, [B, S, H·size] or [B·S, H·size].
         batch, heads, queries, keys: sizes at each probe.
+        lengths: nodes that ask for the length of an axis of ``final`` before it is made.
     """
 
     anchor: ir.Node
@@ -68,6 +70,7 @@ class Attention:
     heads: int
     queries: tuple[int, ...]
     keys: tuple[int, ...]
+    lengths: Mapping[ir.Node, int] = field(default_factory=dict)
 
 
 def as_float32(number: float) -> float:
@@ -125,7 +128,8 @@ def match_attention(softmax: ir.Node, probes: Probes, opset: int) -> Attention:
     batch = tuple(n // heads for n in lead)
     context = weighing.outputs[0]
     final = merged(context, probes, heads, batch, queries, v[0].size)
-    closed_from(product.outputs[0], final)
+    lengths = lengths_read(product.outputs[0], final, probes)
+    closed_from(product.outputs[0], final, lengths)
     return Attention(
         softmax,
         q,
@@ -140,6 +144,7 @@ def match_attention(softmax: ir.Node, probes: Probes, opset: int) -> Attention:
         heads,
         queries,
         keys,
+        lengths,
     )
 
 
@@ -275,13 +280,37 @@ def _is_guard(choice: ir.Node, test: ir.Node, value: ir.Value) -> bool:
     )
 
 
-def closed_from(start: ir.Value, final: ir.Value) -> None:
-    """Check that what is made of ``start`` leads to ``final`` only.
+def lengths_read(start: ir.Value, final: ir.Value, probes: Probes) -> dict[ir.Node, int]:
+    """Return the Shape nodes on the way to ``final`` that ask for the length of one of its axes."""
+    sizes = probes.of(final)
+    if sizes is None or len(sizes[0]) != 3:
+        return {}
+    found: dict[ir.Node, int] = {}
+    seen, level = {start}, [start]
+    while level and len(seen) < _MOST:
+        value = level.pop()
+        for node in dict.fromkeys(u.node for u in value.uses()):
+            if is_op(node, "Shape"):
+                first = int_attr(node, "start", 0)
+                one = int_attr(node, "end", 0) == first + 1
+                length = probes.axis(value, first) if one else None
+                axis = next((a for a in (0, 1) if probes.axis(final, a) == length), None)
+                if length is not None and axis is not None:
+                    found[node] = axis
+                continue
+            more = [o for o in node.outputs if o is not final and o not in seen]
+            seen.update(more)
+            level += more
+    return found
+
+
+def closed_from(start: ir.Value, final: ir.Value, lengths: Collection[ir.Node] = ()) -> None:
+    """Check that what is made of ``start`` leads to ``final`` only, apart from its ``lengths``.
 
     Raises:
         Mismatch: something else reads it.
     """
-    seen: set[ir.Node] = set()
+    seen: set[ir.Node] = set(lengths)
     level = [start]
     while level:
         value = level.pop()

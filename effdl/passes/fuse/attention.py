@@ -14,7 +14,7 @@ from effdl.graph.insert import Builder
 from effdl.graph.match import Mismatch, attempt, label, need
 from effdl.graph.probes import Probes, probe
 from effdl.graph.walk import all_nodes, is_op
-from effdl.graph.weights import Names
+from effdl.graph.weights import Names, with_initial_values
 from effdl.passes.base import Context, NodePass
 from effdl.passes.fuse._attention_bias import Biases, ways
 from effdl.passes.fuse._attention_forms import CONTRIB, Writer
@@ -58,10 +58,19 @@ class FuseAttention(NodePass):
     form: Form = "auto"
     """The node to make: attention (where Q, K and V have one input, else mha), mha, onnx, or the fastest."""
 
+    def claimed(self) -> frozenset[str]:
+        """Return what is promised: speed, unless a form is asked for."""
+        return self.claims if self.form == "auto" else frozenset()
+
     def run(self, model: ir.Model, ctx: Context) -> int:
         """Return the number of attentions fused."""
         anchors = [n for n in all_nodes(model) if is_candidate(n) and self.selected(n)]
         if not anchors:
+            return 0
+        defaults = [v.name for v in with_initial_values(model.graph).values() if _counts(v)]
+        if defaults:
+            for node in anchors:
+                ctx.skip(node, f"a caller may feed '{defaults[0]}', which shapes may depend on")
             return 0
         shapes = probe(model)
         names, done = Names(model), 0
@@ -105,6 +114,10 @@ class FuseAttention(NodePass):
         value.type, value.shape = final.type or ir.TensorType(ir.DataType.FLOAT), final.shape
         if not forward(final, value):
             raise AssertionError(f"{final.name}: a node output can always stand for another")
+        for asks, axis in found.lengths.items():
+            asks.replace_input_with(0, value)
+            for name, number in (("start", axis), ("end", axis + 1)):
+                asks.attributes[name] = ir.AttrInt64(name, number)
         bias = (
             f", {len(found.terms)} biases"
             if len(found.terms) > 1
@@ -114,6 +127,10 @@ class FuseAttention(NodePass):
         )
         ctx.touch(node, f"{op_type}: {found.heads} heads of {found.q[0].size}{bias}")
         return 1
+
+
+def _counts(value: ir.Value) -> bool:
+    return value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
 
 
 def _match(node: ir.Node, shapes: Probes, opset: int) -> Attention:
