@@ -54,7 +54,7 @@ def objective_of(recipe: Recipe) -> str:
     """
     if recipe.objective is not None:
         return recipe.objective
-    trades = any(s.pass_.lossy and "latency" in s.pass_.claims for s in recipe.passes)
+    trades = any(s.pass_.lossy and "latency" in s.pass_.claimed() for s in recipe.passes)
     return "latency" if trades else ""
 
 
@@ -239,8 +239,8 @@ class Gate:
     def _claim(self, step: Pass) -> str:
         """What the pass is judged by, empty for nothing."""
         if self.objective == "size":
-            return "size" if "size" in step.claims else ""
-        return "latency" if "latency" in step.claims and self.host is not None else ""
+            return "size" if "size" in step.claimed() else ""
+        return "latency" if "latency" in step.claimed() and self.host is not None else ""
 
     def _write(self, model: ir.Model) -> Path:
         self._count += 1

@@ -66,7 +66,7 @@ def optimize(
     Raises:
         EffdlError: a fault of model, recipe, data, output; CheckFailed: a pass changed the outputs
             or a budget was missed, and nothing was written.
-        PassBug: a pass crashed; a reproducer was written.
+        PassBug: a pass crashed on a model that runs; a reproducer was written.
     """
     options = options or RunOptions()
     with scratch() as workdir, ExitStack() as stack:
@@ -341,6 +341,12 @@ class _Run:
             raise
         except Exception as e:
             reproducer = write_reproducer(self._place(), before.model, step, self.recipe, e)
+            if not lenient and self.unverified:
+                raise ModelError(
+                    f"{step.name} fails on this model ({type(e).__name__}: {e}), which does not run "
+                    f"as it is either: {self.unverified}",
+                    hint=f"if the model is right, the fault is ours: see {reproducer}",
+                ) from e
             if not lenient:
                 raise PassBug(step.name, reproducer, e) from e
             self.warnings.append(f"{step.name} crashed ({e}); reproducer: {reproducer}")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
+from effdl.graph import io
 from effdl.passes.fuse.attention import FuseAttention
 from effdl.runtime.session import open_session
 from tests.attention_graphs import CHANNELS, HEADS, LOW, SIZE, WIDE, Graph, Style, build, feed
@@ -338,3 +342,39 @@ def test_rows_as_low_as_the_kernel_of_onnx_masks(form: Name) -> None:
     assert not np.any(want[0, 1:4])
     assert np.all(want[0, 4:])
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_without_a_product_in_between() -> None:
+    for form in ("attention", "mha"):
+        g = Graph(17)
+        a = g.input("x", ["B", "S", WIDE])
+        for _ in range(3):
+            q, k, v = (heads(g, g.layer(a, WIDE, channels=WIDE)) for _ in range(3))
+            weights = g.op("Softmax", g.op("MatMul", q, g.op("Transpose", k, perm=(0, 1, 3, 2))))
+            context = g.op("Transpose", g.op("MatMul", weights, v), perm=(0, 2, 1, 3))
+            a = g.reshape(context, 0, 0, WIDE)
+        g.output(a, 3)
+        counts = op_counts(fused(g.model(), form, 3))
+        assert counts["Attention" if form == "attention" else "MultiHeadAttention"] == 3
+
+
+def test_keys_and_values_of_two_attentions() -> None:
+    for form in ("attention", "mha"):
+        g = Graph(17)
+        x = g.input("x", ["B", "S", CHANNELS])
+        k, v = (heads(g, g.layer(x, WIDE)) for _ in range(2))
+        for _ in range(2):
+            plain(g, heads(g, g.layer(x, WIDE)), k, v)
+        counts = op_counts(fused(g.model(), form, 2))
+        assert counts["MultiHeadAttention"] == 2
+        assert counts["MatMul"] == 6
+
+
+def test_weights_beside_the_model(tmp_path: Path) -> None:
+    for form in ("attention", "mha"):
+        proto = io.to_proto(build(Style(mask="b11t")))
+        file = tmp_path / f"{form}.onnx"
+        onnx.save_model(
+            proto, file, save_as_external_data=True, location=f"{form}.data", size_threshold=0
+        )
+        fused(io.load(file), form)

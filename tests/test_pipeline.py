@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 import effdl
-from effdl.errors import CheckFailed
+from effdl.errors import CheckFailed, ModelError
 from effdl.graph import io
 from effdl.graph.weights import Names, replace_weight
 from effdl.measure.verify import Verdict, Verifier
@@ -19,7 +19,7 @@ from effdl.pipeline import optimize
 from effdl.recipe import Recipe, Step
 from effdl.recipe import load as load_recipe
 from effdl.run_options import PassBug, RunOptions
-from tests.support import SAMPLES
+from tests.support import SAMPLES, from_text
 
 CNN = SAMPLES / "digits_cnn.onnx"
 QUICK = RunOptions(bench_seconds=0)
@@ -123,6 +123,18 @@ def test_a_lossy_pass_has_its_error_recorded(tmp_path: Path) -> None:
     assert report.passes[0].error > 1e-3
     assert report.verified is not None
     assert not report.verified.equal
+
+
+def test_a_crash_on_a_model_that_never_ran_is_a_fault_of_the_model(tmp_path: Path) -> None:
+    source, goal = tmp_path / "m.onnx", tmp_path / "o.onnx"
+    model = (
+        from_text("""<ir_version: 8, opset_import: ["": 17]> g (float[1,2,3] x) => (float[a,b,c] y)
+        { y = Transpose <perm = [0, 49, 2]> (x) }""")
+    )  # ONNX's checker takes it, the runtime does not
+    io.save(model, source)
+    with pytest.raises(ModelError, match="does not run as it is either"):
+        optimize(source, recipe_of(Crashes()), goal, options=QUICK)
+    assert not goal.exists()
 
 
 def test_a_crash_of_ours_leaves_a_reproducer(tmp_path: Path) -> None:

@@ -110,3 +110,11 @@ def test_sizes_through_layers_of_an_export() -> None:
     assert op_counts(model) == {"Reshape": 2, "Transpose": 2, "Softmax": 1}
     for b, s in ((1, 1), (2, 3)):
         assert_same(before, model, rtol=0, atol=0, b=b, s=s)
+
+
+def test_a_perm_that_names_no_axis_tells_nothing() -> None:
+    """Seen in a file written by torch, which ONNX's checker takes and ONNX Runtime does not."""
+    model = from_text("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[b,4,8] x) => (float[b,q,r] y)
+        { y = Transpose <perm = [0, 49, 2]> (x) }""")
+    assert Simplify().run(model, context()) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -32,9 +32,12 @@ class Probes:
     """
 
     shapes: tuple[Shapes, ...]
+    _older: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     def of(self, value: ir.Value | None) -> Sizes | None:
         """Return the shape of ``value`` at each probe, None where one of them is not known."""
+        if value in self._older:
+            value = self._older[value]
         found = [s.static(value) for s in self.shapes]
         return None if any(f is None for f in found) else tuple(f for f in found if f is not None)
 
@@ -44,6 +47,10 @@ class Probes:
         if sizes is None or not all(-len(s) <= axis < len(s) for s in sizes):
             return None
         return tuple(s[axis] for s in sizes)
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Remember that ``new``, made by a rewrite, has the shape of ``old``."""
+        self._older[new] = self._older.get(old, old)
 
 
 def probe(model: ir.Model) -> Probes:

@@ -91,7 +91,10 @@ def _transpose(node: ir.Node, dims: Dims, elements: Input) -> Sizes | None:
     if sizes is None:
         return None
     perm = ints_attr(node, "perm") or tuple(range(len(sizes)))[::-1]
-    return tuple(sizes[p] for p in perm) if len(perm) == len(sizes) else None
+    right = sorted(perm) == list(
+        range(len(sizes))
+    )  # exporters have written axes that are not there
+    return tuple(sizes[p] for p in perm) if right else None
 
 
 def _reshape(node: ir.Node, dims: Dims, elements: Input) -> Sizes | None:

@@ -103,6 +103,10 @@ class Pass(BaseModel):
         """Edit ``model`` in place and return the number of changes (0: the model is untouched)."""
         raise TypeError(f"{type(self).__name__} defines no run()")
 
+    def claimed(self) -> frozenset[str]:
+        """Return what the pass promises with these options; who names a form wants it, fast or not."""
+        return self.claims
+
     def variants(self) -> Sequence[Pass]:
         """Return the forms this pass can take; with several, each is measured and the fastest kept."""
         return (self,)

@@ -114,6 +114,7 @@ class FuseAttention(NodePass):
         value.type, value.shape = final.type or ir.TensorType(ir.DataType.FLOAT), final.shape
         if not forward(final, value):
             raise AssertionError(f"{final.name}: a node output can always stand for another")
+        shapes.replace(final, value)
         for asks, axis in found.lengths.items():
             asks.replace_input_with(0, value)
             for name, number in (("start", axis), ("end", axis + 1)):
