@@ -117,4 +117,4 @@ def test_a_perm_that_names_no_axis_tells_nothing() -> None:
     model = from_text("""<ir_version: 8, opset_import: ["": 17]>
         g (float[b,4,8] x) => (float[b,q,r] y)
         { y = Transpose <perm = [0, 49, 2]> (x) }""")
-    assert Simplify().run(model, context()) == 0
+    assert run_pass(Simplify(), model)[0] == 0
