@@ -372,7 +372,7 @@ def test_keys_and_values_of_two_attentions() -> None:
 
 def test_weights_beside_the_model(tmp_path: Path) -> None:
     for form in ("attention", "mha"):
-        proto = io.to_proto(build(Style(mask="b11t")))
+        proto = onnx.load_model_from_string(io.to_bytes(build(Style(mask="b11t"))))
         file = tmp_path / f"{form}.onnx"
         onnx.save_model(
             proto, file, save_as_external_data=True, location=f"{form}.data", size_threshold=0
