@@ -375,6 +375,6 @@ def test_weights_beside_the_model(tmp_path: Path) -> None:
         proto = onnx.load_model_from_string(io.to_bytes(build(Style(mask="b11t"))))
         file = tmp_path / f"{form}.onnx"
         onnx.save_model(
-            proto, file, save_as_external_data=True, location=f"{form}.data", size_threshold=0
+            proto, file, save_as_external_data=True, location=f"{form}.data", size_threshold=200
         )
         fused(io.load(file), form)
