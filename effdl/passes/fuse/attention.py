@@ -45,7 +45,7 @@ class FuseAttention(NodePass):
 
     When it does not: the products with the weights take 80 to 90 % of the time of an encoder; those
     stay. Scores or weights that are also outputs, masks of a moderate number such as -10000 chosen by
-    Where, and scores that are the sum of two products (DeBERTa) are left alone. `effdl explain
+    Where, and scores that are the sum of two products are left alone. `effdl explain
     fuse_attention MODEL` says why.
 
     Example:
