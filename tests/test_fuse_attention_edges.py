@@ -378,3 +378,27 @@ def test_weights_beside_the_model(tmp_path: Path) -> None:
             proto, file, save_as_external_data=True, location=f"{form}.data", size_threshold=200
         )
         fused(io.load(file), form)
+
+
+def test_ids_and_masks_with_dimensions_of_their_own() -> None:
+    for form in ("attention", "mha"):
+        g = Graph(17)
+        ids = g.input("ids", ["a", "b"], TensorProto.INT64)
+        m = g.input("m", ["c", "d"], TensorProto.INT64)
+        x = g.op("Gather", g.random(4, CHANNELS), ids)
+        q, k, v = (heads(g, g.layer(x, WIDE)) for _ in range(3))
+        mask = g.axes("Unsqueeze", g.op("Cast", m, to=TensorProto.FLOAT), 1, 2)
+        low = g.op("Mul", g.op("Sub", g.const(1.0), mask), g.const(LOW))
+        scores = g.op("Add", g.op("MatMul", q, g.op("Transpose", k, perm=(0, 1, 3, 2))), low)
+        context = g.op("MatMul", g.op("Softmax", scores), v)
+        g.output(g.reshape(g.op("Transpose", context, perm=(0, 2, 1, 3)), 0, 0, WIDE), 3)
+        model = g.model()
+        after = model.clone()
+        assert run_pass(FuseAttention(form=form), after)[0] == 1
+        for b, s, masks in ((2, 5, (2, 5)), (3, 4, (1, 4)), (2, 3, (2, 1)), (1, 1, (1, 1))):
+            given_ = {
+                "ids": g.rng.integers(0, 4, (b, s)),
+                "m": g.rng.integers(0, 2, masks),
+            }
+            (want,), (got,) = (open_session(n).run(given_).values() for n in (model, after))
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

@@ -59,3 +59,17 @@ def test_sums_of_dimensions() -> None:
 def test_what_depends_on_data_is_unknown() -> None:
     model = from_text(f"{HEAD} g (float[B] x) => (int64[1,n] y) {{ y = NonZero(x) }}")
     assert probe(model).of(model.graph.outputs[0]) is None
+
+
+def test_inputs_of_one_shape_without_names() -> None:
+    g = Graph(17)
+    ids, mask = (g.input(n, [f"{n}0", f"{n}1"]) for n in ("ids", "mask"))
+    g.input("picture", ["other", 3, "h", "w"])
+    g.output(g.op("Add", ids, mask), 2)
+    model = g.model()
+    assert probe(model).of(model.graph.outputs[0]) is None
+    shapes = probe(model, alike=True)
+    sizes = shapes.of(model.graph.outputs[0])
+    assert sizes == shapes.of(model.graph.inputs[0])
+    assert shapes.axis(model.graph.inputs[2], 0) == shapes.axis(model.graph.inputs[0], 0)
+    assert len({d for known in shapes.shapes for d in known.dims.values()}) == 8

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from effdl.errors import UsageError
-from effdl.graph.dims import dynamic_dims
+from effdl.graph.dims import dynamic_dims, input_dims
 from effdl.graph.shapes import Shapes, infer
 
 Sizes = tuple[tuple[int, ...], ...]
@@ -53,17 +53,26 @@ class Probes:
         self._older[new] = self._older.get(old, old)
 
 
-def probe(model: ir.Model) -> Probes:
-    """Infer the shapes of ``model`` with its dynamic dimensions set to different primes."""
+def probe(model: ir.Model, *, alike: bool = False) -> Probes:
+    """Infer the shapes of ``model`` with its dynamic dimensions set to different primes.
+
+    Args:
+        model: the model.
+        alike: whether the first axes of all inputs are taken as one batch and the second axes of all
+            inputs with two as one length: exporters that name no dimension, or each in its own way,
+            leave it to the reader that ids and their mask are of one shape.
+    """
     names = list(dynamic_dims(model))
+    same = _places(model) if alike else {}
     if not names:
         return Probes((infer(model),))
     found = []
     for k in range(len(_FIRST[0])):
         sizes: dict[str, int] = {}
-        plain = [n for n in names if "+" not in n]
+        plain = [n for n in names if "+" not in n and same.get(n, n) == n]
         for i, name in enumerate(plain):
             sizes[name] = _FIRST[i % len(_FIRST)][k] + (i // len(_FIRST)) * 60
+        sizes.update({n: sizes[one] for n, one in same.items()})
         for name in names:  # exporters name a mask's length "past_length + length"
             if "+" in name:
                 terms = [t.strip() for t in name.split("+")]
@@ -73,3 +82,14 @@ def probe(model: ir.Model) -> Probes:
         except UsageError:  # two spellings of one dimension
             continue
     return Probes(tuple(found) or (infer(model),))
+
+
+def _places(model: ir.Model) -> dict[str, str]:
+    """Return for the dimensions that by their place are batches or lengths the first of their kind."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for name, value, axis in input_dims(model):
+        rank = len(value.shape or ())
+        if "+" not in name and (axis == 0 or (axis == 1 and rank == 2)):
+            found.setdefault(name, first.setdefault(axis, found.get(name, name)))
+    return found

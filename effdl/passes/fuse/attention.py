@@ -73,6 +73,8 @@ class FuseAttention(NodePass):
                 ctx.skip(node, f"a caller may feed '{defaults[0]}', which shapes may depend on")
             return 0
         shapes = probe(model)
+        if all(shapes.of(n.inputs[0]) is None for n in anchors):
+            shapes = probe(model, alike=True)
         names, done = Names(model), 0
         for root, imports, is_function in roots(model):
             inside = [n for n in anchors if n.graph is root]
