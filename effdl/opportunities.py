@@ -99,6 +99,10 @@ def _try(step: Pass, model: ir.Model, folder: Path) -> tuple[int, str]:
         changes = step.run(model.clone(), ctx)
     except EffdlError as e:
         return 0, e.message
+    except (
+        Exception
+    ) as e:  # graphs that the checker takes and no runtime does: the rest still counts
+        return 0, f"failed: {type(e).__name__}: {e}"
     return changes, "" if changes else _reason(ctx.log)
 
 

@@ -90,6 +90,35 @@ def random_feeds(
     return Feeds(feeds, "random", False)
 
 
+def larger_feeds(
+    model: ir.Model,
+    *,
+    dims: Mapping[str, int] | None = None,
+    seed: int = 0,
+    count: int = 2,
+    larger: int = 4,
+    target: Target | None = None,
+) -> tuple[Feeds, Feeds]:
+    """Make the feeds of ``random_feeds``, and others where one dynamic dimension is larger by one.
+
+    Args:
+        model, dims, seed, count, target: as in ``random_feeds``.
+        larger: how many of the dimensions that ``dims`` leaves open get such a feed.
+
+    Returns:
+        The feeds, which the model runs with, and the others, which it may refuse.
+
+    Raises:
+        UsageError, ModelError: as in ``random_feeds``.
+    """
+    plans = _plans(model)
+    chosen, high = _resolve(model, plans, dims, seed, target)
+    feeds = tuple(_feed(plans, chosen, seed, k, high) for k in range(count))
+    free = [n for n in chosen if n not in check_dims(model, dims)][:larger]
+    others = tuple(_feed(plans, {**chosen, n: chosen[n] + 1}, seed + 1, 0, high) for n in free)
+    return Feeds(feeds, "random", False), Feeds(others, "random", False)
+
+
 def resolve_dims(
     model: ir.Model, dims: Mapping[str, int] | None = None, *, target: Target | None = None
 ) -> dict[str, int]:

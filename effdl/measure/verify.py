@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
-from effdl.data.feeds import Feeds
-from effdl.data.random import random_feeds, resolve_dims
-from effdl.errors import CheckFailed, EffdlError, ModelError
+from effdl.data.feeds import Feed, Feeds
+from effdl.data.random import larger_feeds
+from effdl.errors import CheckFailed, ModelError
 from effdl.graph.io import load
 from effdl.measure.fidelity import fit, same
 from effdl.measure.fidelity_outputs import compare_outputs
 from effdl.report import CompareReport, OutputError
 from effdl.runtime.apart import can_run_apart, run_apart
-from effdl.runtime.session import open_session
+from effdl.runtime.session import Session, open_session
 from effdl.runtime.target import Target
 
 Outputs = list[dict[str, Any]]
@@ -156,15 +157,31 @@ def verification_feeds(
     """
     if real is not None:
         return real.first(REAL_SAMPLES)
-    feeds = random_feeds(model, dims=dims, seed=seed, count=2, target=target)
-    chosen = resolve_dims(model, dims)
-    batches = list(feeds.batches)
-    for name in [n for n in chosen if n not in dims][:_FREE_DIMS]:
-        larger = {**chosen, name: chosen[name] + 1}
-        try:
-            other = random_feeds(model, dims=larger, seed=seed + 1, count=1, target=target)
-            run_all(model, other, target)
-        except EffdlError:  # the model does not run at that size: nothing to learn from it
-            continue
-        batches += other.batches
-    return Feeds(tuple(batches), feeds.source, feeds.real)
+    feeds, others = larger_feeds(
+        model, dims=dims, seed=seed, count=2, larger=_FREE_DIMS, target=target
+    )
+    fit_for = runs_with(model, others, target) if others.batches else []
+    more = [feed for feed, runs in zip(others.batches, fit_for, strict=True) if runs]
+    return Feeds((*feeds.batches, *more), feeds.source, feeds.real)
+
+
+def runs_with(model: ir.Model, feeds: Feeds, target: Target) -> list[bool]:
+    """Return for each feed whether the model runs with it; in a child process as ``run_all``."""
+
+    def work() -> Outputs:
+        session = open_session(model, target)
+        return [{"runs": np.array(_runs(session, feed))} for feed in feeds]
+
+    try:
+        found = run_apart(work) if can_run_apart(target) else work()
+    except ModelError:  # it crashed on one of them: nothing to learn from any
+        return [False] * len(feeds)
+    return [bool(f["runs"]) for f in found]
+
+
+def _runs(session: Session, feed: Feed) -> bool:
+    try:
+        session.run(fit(feed, session))
+    except ModelError:
+        return False
+    return True
