@@ -107,8 +107,10 @@ def test_contract(pass_name: str, model_name: str) -> None:
         assert np.isfinite(got).all()
         if not step.lossy:
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-        elif model_name in SAMPLE_NAMES:
-            assert rel_l2(want, got) < 0.7
+    if step.lossy and model_name in SAMPLE_NAMES:  # real samples: noise says little of a loss
+        real = {k: np.concatenate([b[k] for b in feeds]) for k in feed}
+        want, got = (outputs(m, real)[0] for m in (before, model))
+        assert rel_l2(want, got) < 0.7
 
     again = model.clone()
     assert step.run(again, context(feeds)) == 0, "a second run changes something"

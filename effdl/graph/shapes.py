@@ -120,13 +120,14 @@ def infer(
     symbols = {d for v in model.graph.inputs for d in dims_of(v.shape) or () if isinstance(d, str)}
     known = {}
     names: dict[ir.Value, Dims] = {}
+    beyond = _beyond_unknown(model) if dynamic else set()
     for name, value in table.items():
         elem, shape = types.get(name, (0, None))
         tensor = constant_tensor(value)
         if tensor is not None:
             elem, shape = int(tensor.dtype), tuple(tensor.shape.numpy())
         dtype = ir.DataType(elem) if elem else value.dtype
-        declared = _declared(value, pinned, dynamic)
+        declared = _declared(value, pinned, dynamic and value not in beyond)
         shape = _drop_symbols(shape, symbols)
         known[value] = (dtype, _merge(shape, declared))
         if shape is not None:
@@ -255,6 +256,19 @@ def _declared(value: ir.Value, dims: Mapping[str, int], dynamic: bool) -> Dims |
     if shape is None or not dynamic or node is None or node.domain not in ("", "ai.onnx"):
         return shape
     return tuple(None if isinstance(d, int) else d for d in shape)
+
+
+def _beyond_unknown(model: ir.Model) -> set[ir.Value]:
+    """Return what is computed from the outputs of operators that nobody knows.
+
+    Nothing can be inferred there: what the exporter declared is all there is.
+    """
+    found: set[ir.Value] = set()
+    for node in model.graph.all_nodes():
+        unknown = node.domain not in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+        if unknown or any(v in found for v in node.inputs):
+            found.update(node.outputs)
+    return found
 
 
 def _solve(
