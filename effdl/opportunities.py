@@ -59,16 +59,13 @@ def explain(
             clean(twin)
         match_patterns(step, model, twin)
         ctx = Context(target, None, 0, folder, PassLog())
-        have, need = opset(twin), step.pass_.min_opset
-        changes, reason = 0, ""
-        if have and have < need:
-            reason = f"needs opset {need}, the model has {have}: convert_opset before it"
-        elif step.pass_.needs_data:
+        changes, reason = 0, step.pass_.too_old(twin)
+        if not reason and step.pass_.needs_data:
             names = step.pass_.candidates(twin, ctx) or []
             known = dict(ctx.log.touched)
             ctx.log.touched.extend((n, "candidate") for n in names if n not in known)
             changes = len(names)
-        else:
+        elif not reason:
             changes = step.pass_.run(twin, ctx)
     log = ctx.log
     if not changes and not reason:

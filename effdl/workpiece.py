@@ -15,7 +15,7 @@ from effdl.errors import ModelError
 from effdl.graph import io
 from effdl.graph.clean import clean
 from effdl.graph.dims import known_dims
-from effdl.graph.walk import interface, opset
+from effdl.graph.walk import interface
 from effdl.measure.fidelity import compare_outputs
 from effdl.measure.verify import Outputs, Verdict, Verifier, run_all, verification_feeds
 from effdl.passes.base import Context, PassLog
@@ -137,9 +137,8 @@ class Workpiece:
 
     def run_pass(self, step: Step) -> tuple[PassLog, int, str]:
         """Run a pass, nothing else; returns its log, the number of changes, and why there are none."""
-        have, need = opset(self.model), step.pass_.min_opset
-        if have and have < need:
-            why = f"needs opset {need}, the model has {have}: convert_opset before it"
+        why = step.pass_.too_old(self.model)
+        if why:
             return PassLog(), 0, why
         ctx = self.context()
         changes = step.pass_.run(self.model, ctx)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from effdl.data.feeds import Feeds
 from effdl.errors import RecipeError
-from effdl.graph.walk import all_nodes
+from effdl.graph.walk import all_nodes, opset
 from effdl.runtime.target import Target
 
 
@@ -102,6 +102,13 @@ class Pass(BaseModel):
     def run(self, model: ir.Model, ctx: Context) -> int:
         """Edit ``model`` in place and return the number of changes (0: the model is untouched)."""
         raise TypeError(f"{type(self).__name__} defines no run()")
+
+    def too_old(self, model: ir.Model) -> str:
+        """Return why the opset of ``model`` is too old for this pass, empty when it is not."""
+        have = opset(model)
+        if not have or have >= self.min_opset:
+            return ""
+        return f"needs opset {self.min_opset}, the model has {have}: convert_opset before it"
 
     def claimed(self) -> frozenset[str]:
         """Return what the pass promises with these options; who names a form wants it, fast or not."""

@@ -90,7 +90,7 @@ class Biases:
 
         Args:
             found: the attention.
-            k, q: values whose axis 1 is T and S (for a bias that is the same for all queries).
+            k, q: what T and S are read from, [B, T, H·size] or [B, H, T, size].
         """
         if not found.terms:
             return None
@@ -160,12 +160,14 @@ class Biases:
         return self._made[key]
 
     def _size(self, value: ir.Value, known: tuple[int, ...]) -> ir.Value:
-        """Return the length of axis 1 of ``value`` as a tensor [1]."""
+        """Return how many rows ``value``, [B, rows, ...] or [B, H, rows, size], has, as a tensor [1]."""
         if len(set(known)) == 1:
             return self.builder.ints(known[0])
         key = ("size", value)
         if key not in self._made:
-            self._made[key] = self.builder.size(value, 1)
+            sizes = self.probes.of(value)  # unknown where it was made here, [B, T, H·size]
+            split = sizes is not None and len(sizes[0]) == 4
+            self._made[key] = self.builder.size(value, 2 if split else 1)
         return self._made[key]
 
     def _term(self, way: Way, found: Attention, *, as_mask: bool = False) -> tuple[ir.Value, Sizes]:

@@ -65,7 +65,7 @@ class Writer:
         heads = min(counts[0] & counts[1], default=found.heads)  # one head of K for several of Q
         ways = (_best(found.q, found.heads), _best(found.k, heads), _best(found.v, heads))
         q, k, v = (self._flat((w,)) for w in ways)
-        bias = self.biases.of(found, self._keyed(k), q)
+        bias = self.biases.of(found, k, q)
         attributes: dict[str, Attribute] = {
             "q_num_heads": found.heads,
             "kv_num_heads": heads,
@@ -84,7 +84,7 @@ class Writer:
         taken = self._take_biases(q, k, v)
         if taken is not None:
             inputs, (q, k) = list(taken), taken[:2]
-        bias = self.biases.of(found, self._keyed(k), q)
+        bias = self.biases.of(found, k, q)
         if bias is not None:
             inputs += [None] * (5 - len(inputs)) + [bias]
         attributes = self._attributes(found)
@@ -138,15 +138,6 @@ class Writer:
             if split[0] is not None and split[1] is not None:
                 return split[0].value, split[1].value
         return self._flat((ways[0],)), self._flat((ways[1],))
-
-    def _keyed(self, k: ir.Value) -> ir.Value:
-        """Return a value whose axis 1 is the number of keys."""
-        sizes = self.biases.probes.of(k)  # unknown where it was made here, [B, T, H·size]
-        if sizes is None or len(sizes[0]) == 3:
-            return k
-        return self._cached(
-            ("rows", k), lambda: self.build.op("Transpose", [k], k.name, {"perm": (0, 2, 1, 3)})
-        )
 
     def _flat(self, ways: Sequence[Heads]) -> ir.Value:
         """Return an operand as [B, S, heads · size]."""
