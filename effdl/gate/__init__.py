@@ -6,15 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
-from effdl.data.dataset import Dataset
-from effdl.data.feeds import Array, Feeds
+from effdl.data.feeds import Feeds
 from effdl.errors import EffdlError, ModelError
+from effdl.gate.scores import Scores, drop
+from effdl.gate.total import objective_of
 from effdl.graph import io
-from effdl.measure.accuracy import Scored, difference, reference_labels, score_model
 from effdl.measure.bench import bench
 from effdl.measure.blame import changes, culprits, explain
 from effdl.measure.locate import at_fault, locate, worst
@@ -22,15 +21,12 @@ from effdl.measure.profile import profile
 from effdl.measure.size import zstd_size
 from effdl.passes.base import Pass
 from effdl.recipe import Recipe
-from effdl.recipe.budget import overstepped
 from effdl.report import (
     BenchReport,
     GateReport,
     LocateReport,
     OpChange,
-    PassReport,
     Profile,
-    RunReport,
 )
 from effdl.runtime.host import Host
 from effdl.runtime.target import Target
@@ -45,76 +41,6 @@ _SUSPECTS = 32
 """Steps that a repair chooses from."""
 _NAMED = 3
 """Operators that a reason names."""
-
-
-def objective_of(recipe: Recipe) -> str:
-    """Return what the recipe is after: ``latency``, ``size``, or empty for tidiness only.
-
-    A recipe that does not say is after latency when one of its passes trades accuracy for it.
-    """
-    if recipe.objective is not None:
-        return recipe.objective
-    trades = any(s.pass_.lossy and "latency" in s.pass_.claimed() for s in recipe.passes)
-    return "latency" if trades else ""
-
-
-def loses(report: RunReport, recipe: Recipe) -> tuple[str, str]:
-    """Return by what the result is worse than the input and the sentence for it; empty when it is not.
-
-    Args:
-        report: of the result that was just written, verified and measured.
-        recipe: whose objective and budget count.
-    """
-    changed = [p for p in report.passes if p.status == "changed"]
-    tried = [p for p in report.passes if p.gate is not None]
-    if not changed:
-        return ("latency", "no pass helped") if tried else ("", "")
-    over = overstepped(report, recipe)
-    if over:
-        return "error", over
-    objective = objective_of(recipe)
-    before, after = report.before, report.after
-    if objective == "size":
-        old, new = ((s.file_bytes, s.zstd_bytes or 0) for s in (before, after))
-        return ("", "") if new < old else ("size", "no smaller than the input")
-    if report.bench is None:
-        return "", ""
-    word, said = report.bench.models[-1].verdict, report.bench.verdict[-1]
-    proved = any(p.gate.kept and p.gate.by == "latency" for p in changed if p.gate is not None)
-    if word == "faster" or (word == "noisy" and proved):
-        return "", ""
-    if word == "slower":
-        return "slower", said
-    claimed = any(p.lossy for p in (*changed, *tried))
-    return ("latency", said) if objective == "latency" and claimed else ("", "")
-
-
-def weakest(passes: Sequence[PassReport], by: str) -> int | None:
-    """Return which pass to take out of a result that loses, None when none is left to blame.
-
-    Args:
-        passes: all steps.
-        by: ``slower`` (than the input), ``latency`` (not faster), ``size`` or ``error``.
-    """
-    kept = [k for k, p in enumerate(passes) if p.status == "changed"]
-    lossy = [k for k in kept if passes[k].lossy]
-    if by == "error":
-        return max(lossy, key=lambda k: passes[k].error or 0.0, default=None)
-    proved = {k: r for k in kept if (r := _proved(passes[k]))}
-    doubtful = [k for k in lossy if k not in proved]
-    if by == "slower":  # a pass that claims nothing was never measured
-        doubtful = [k for k in kept if k not in lossy and k not in proved] + doubtful
-    else:
-        proved = {k: r for k, r in proved.items() if k in lossy}
-    if doubtful:
-        return doubtful[-1]
-    return min(proved, key=lambda k: proved[k], default=None)
-
-
-def _proved(report: PassReport) -> float:
-    """By how much a pass was measured to be faster, 0 when it was not measured."""
-    gate = report.gate
-    return gate.ratio or 0.0 if gate is not None and gate.kept and gate.by == "latency" else 0.0
 
 
 def _some(names: Sequence[str]) -> int:
@@ -153,11 +79,6 @@ def _enough(report: LocateReport, error: float | None, limit: float) -> int:
     return len(at_fault(report))
 
 
-def _drop(first: Scored, now: float) -> float:
-    """How much worse a score is, positive for a loss."""
-    return first.value - now if first.higher_is_better else now - first.value
-
-
 @dataclass
 class Gate:
     """Judges one pass after the other.
@@ -169,7 +90,7 @@ class Gate:
         target: what ``host`` runs on.
         check_target: where outputs are computed.
         feeds: gives the inputs for measuring; they change with the model's interface.
-        dataset: gives the labelled samples of the recipe's evaluation, cut for a model; None without.
+        scores: of models by the recipe's metric.
         workdir: a temporary folder.
         seconds: measuring time per model and pass.
         threads, seed: as in ``bench``.
@@ -182,7 +103,7 @@ class Gate:
     target: Target
     check_target: Target
     feeds: Callable[[], Feeds]
-    dataset: Callable[[ir.Model], Dataset] | None
+    scores: Scores
     workdir: Path
     seconds: float
     threads: int
@@ -191,8 +112,6 @@ class Gate:
     objective: str = field(init=False)
     _before: Path | None = field(init=False)
     _count: int = field(init=False, default=0)
-    _answers: Array | None = field(init=False, default=None)
-    _scores: dict[str, Scored] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.objective = objective_of(self.recipe)
@@ -260,13 +179,13 @@ class Gate:
     def _hold(self, original: ir.Model, after: ir.Model, error: float | None) -> GateReport | None:
         """Hold a lossy pass to the budget: by the metric, or by the output error without labels."""
         budget = self.recipe.budget
-        spec = self.recipe.data.evaluation
+        spec = self.scores.spec
         if budget is None:
             return None
-        if budget.accuracy_drop is not None and self.dataset is not None and spec is not None:
+        if budget.accuracy_drop is not None and spec is not None:
             self.tell(f"scoring {spec.metric}")
-            first, now = self.score_input(original), self._score(after)
-            kept = _drop(first, now.value) <= budget.accuracy_drop
+            first, now = self.scores.of_input(original), self.scores.of(after)
+            kept = drop(first, now.value) <= budget.accuracy_drop
             said = f"{spec.metric} went from {first.value:.4f} to {now.value:.4f}"
             reason = "" if kept else f"{said}, allowed is a loss of {budget.accuracy_drop:g}"
             found = GateReport(kept, "accuracy", reason, score=now.value, fidelity=error)
@@ -277,47 +196,6 @@ class Gate:
         else:
             return None
         return found if found.kept else self._name_layers(found, original, after)
-
-    def score_input(self, model: ir.Model | Path) -> Scored:
-        """Score the input model, once; what is wrong with data or labels shows here."""
-        return self._score(model, "input")
-
-    def _score(self, model: ir.Model | Path, key: str = "") -> Scored:
-        """Score a model on the evaluation data; once for all of the same ``key``."""
-        spec = self.recipe.data.evaluation
-        assert self.dataset is not None
-        assert spec is not None
-        if key in self._scores:
-            return self._scores[key]
-        samples = self.dataset(io.load(model) if isinstance(model, Path) else model)
-        if spec.metric == "agreement" and samples.labels is None:
-            if self._answers is None:
-                answers = reference_labels(
-                    self.source, samples, spec.metric, self.check_target, output=spec.output
-                )
-                self._answers = answers.labels
-            samples = replace(samples, labels=self._answers)
-        found = score_model(model, samples, spec.metric, self.check_target, output=spec.output)
-        if key:
-            self._scores[key] = found
-        return found
-
-    def accuracy(self, old: Path, new: Path) -> dict[str, Any]:
-        """Return the metric of input and output, and the difference with its paired interval."""
-        assert self.dataset is not None
-        assert self.recipe.data.evaluation is not None
-        first, now = self.score_input(old), self._score(new)
-        gap = difference(first, now, self.seed)
-        return {
-            "metric": self.recipe.data.evaluation.metric,
-            "before": first.value,
-            "after": now.value,
-            "drop": _drop(first, now.value),
-            "samples": first.count,
-            "difference": gap.value,
-            "ci": (gap.low, gap.high),
-            "verdict": gap.verdict,
-        }
 
     def _name_layers(self, found: GateReport, original: ir.Model, after: ir.Model) -> GateReport:
         """Add the layers at which the error arises."""

@@ -1,0 +1,261 @@
+"""Runs the passes of a recipe: snapshot, pass, check, measure, keep or go back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from effdl.errors import CheckFailed, EffdlError, ModelError
+from effdl.forms import best_form, forms_of
+from effdl.gate import Gate
+from effdl.graph import io
+from effdl.graph.walk import all_nodes
+from effdl.graph.weights import weight_tensors
+from effdl.measure.locate import first_divergence
+from effdl.measure.verify import Verdict
+from effdl.passes.base import NodePass, PassLog
+from effdl.pipeline.job import Job
+from effdl.recipe import Step
+from effdl.recipe.patterns import match_patterns
+from effdl.recipe.reproducer import write_reproducer
+from effdl.recipe.sparing import REPAIRS, spare, spared
+from effdl.report import GateReport, PassReport
+from effdl.run_options import PassBug
+from effdl.workpiece import Applied
+
+
+class Steps:
+    """The passes of one run, and what became of each.
+
+    Args:
+        job: the run.
+        gate: judges passes that claim something.
+    """
+
+    def __init__(self, job: Job, gate: Gate) -> None:
+        self.job = job
+        self.gate = gate
+        self.done: list[tuple[Step, PassReport]] = []
+
+    def run(self, steps: tuple[Step, ...]) -> None:
+        """Run passes one after the other, lossless ones that claim nothing together.
+
+        Raises:
+            CheckFailed: a pass changed what it must not.
+            PassBug: a pass crashed on a model that runs; a reproducer was written.
+        """
+        for group in self._groups(steps):
+            if len(group) < 2 or not self._together(group):
+                for step in group:
+                    self.done.append(self._step(step))
+                    self._save_step(step)
+
+    def take_out(self, index: int, reason: str) -> None:
+        """Run the kept passes again from the start, but one."""
+        work = self.job.work
+        self.job.tell(self.done[index][0].name, f"taken out: {reason}")
+        work.restore(work.start)
+        old, self.done = self.done, []
+        for k, (step, was) in enumerate(old):
+            if k == index:
+                gate = GateReport(False, "total", f"with it the result is {reason}")
+                report = replace(was, status="dropped", reason=gate.reason, gate=gate)
+            elif was.status == "changed":
+                report = replace(self._attempt(step, judged=False, again=True), gate=was.gate)
+            else:
+                report = was
+            self.done.append((step, report))
+
+    def _save_step(self, step: Step) -> None:
+        folder = self.job.options.save_after_each
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            io.save(self.job.work.model, folder / f"{len(self.done):02d}_{step.name}.onnx")
+
+    def _groups(self, steps: tuple[Step, ...]) -> list[list[Step]]:
+        """Return the steps, those together whose outputs can be compared at the end of them all."""
+        groups: list[list[Step]] = [[]]
+        options = self.job.options
+        for step in steps:
+            alone = (
+                step.pass_.lossy
+                or step.pass_.changes_interface()
+                or options.save_after_each is not None
+                or (options.gate == "each" and self.gate.claims(step.pass_))
+            )
+            if alone:
+                groups += [[step], []]
+            else:
+                groups[-1].append(step)
+        return [g for g in groups if g]
+
+    def _together(self, group: list[Step]) -> bool:
+        """Run lossless passes and compare outputs once; False, with nothing done, where they differ.
+
+        Opening a session costs more than most of these passes. One after the other, each checked,
+        then tells which pass it was.
+        """
+        work = self.job.work
+        before, done = work.snapshot(), list[tuple[Step, PassReport]]()
+        for step in group:
+            match_patterns(step, work.original, work.model)
+            done.append((step, self._attempt(step, judged=False, outputs=False)))
+        changed = [k for k, (_, report) in enumerate(done) if report.status == "changed"]
+        if changed:
+            self.job.tell(group[changed[-1]].name, "checking")
+            verdict = work.check_outputs(before.model)
+            if not verdict.ok:
+                work.restore(before)
+                return False
+            work.accept(verdict)
+            self.gate.forget()
+            step, last = done[changed[-1]]
+            reason = verdict.note or last.reason
+            done[changed[-1]] = step, replace(last, error=verdict.error, reason=reason)
+        self.done += done
+        return True
+
+    def _step(self, step: Step) -> tuple[Step, PassReport]:
+        """Run one pass; where the gate drops it, try again without the nodes at fault."""
+        work = self.job.work
+        match_patterns(step, work.original, work.model)
+        judged = self.job.options.gate == "each"
+        forms = forms_of(step) if judged else []
+        if len(forms) > 1:
+            self.gate.tell = lambda what: self.job.tell(step.name, what)
+            best = best_form(
+                work, self.gate, forms, lambda s: self._attempt(s, judged=False, again=True)
+            )
+            if best is not None:
+                return best
+        report = self._attempt(step, judged=judged)
+        gate = report.gate
+        if gate is None or gate.kept or not isinstance(step.pass_, NodePass):
+            return step, report
+        tried = ""
+        for factor in REPAIRS if gate.by != "latency" else REPAIRS[:1]:
+            milder = spare(step, gate.culprits, factor * gate.spare, work.model)
+            if milder is None:
+                break
+            left = spared(step, milder)
+            self.job.tell(step.name, f"again, {left} left alone")
+            again = self._attempt(milder, judged=True, again=True)
+            if again.gate is not None and again.gate.kept:
+                return milder, replace(again, reason=f"{left} left alone; with them: {gate.reason}")
+            tried = f"; with {left} left alone: {again.reason}"
+            if again.gate is None or factor * gate.spare >= len(gate.culprits):
+                break
+        reason = report.reason + tried
+        return step, replace(report, reason=reason, gate=replace(gate, reason=reason))
+
+    def _attempt(
+        self, step: Step, *, judged: bool, again: bool = False, outputs: bool = True
+    ) -> PassReport:
+        """Run one pass; on failure the model is the one before it again.
+
+        Args:
+            step: the pass.
+            judged: whether the gate looks at it.
+            again: it ran before; what goes wrong now is reported, it does not end the run.
+            outputs: compare outputs; else somebody does so later.
+        """
+        options, work = self.job.options, self.job.work
+        lenient = options.keep_going or again
+        self.job.tell(step.name, "running")
+        before = work.snapshot()
+        try:
+            applied = work.apply(step, before.model, outputs=outputs)
+        except EffdlError as e:
+            if not isinstance(e, CheckFailed):
+                e.where = e.where or step.where
+            raise
+        except Exception as e:
+            applied = self._crashed(step, before.model, e, lenient)
+        verdict = applied.verdict
+        if verdict is None:
+            work.restore(before)
+            if options.strict and not again:
+                raise CheckFailed(
+                    f"{step.name} found nothing to do: {applied.reason}", where=step.where
+                )
+            return pass_report(step, applied, "unchanged", applied.reason, work.model)
+        if not verdict.ok:
+            reason = self._why_failed(step, before.model, verdict)
+            work.restore(before)
+            if not lenient:
+                raise self._check_failed(step, before.model, reason)
+            return pass_report(step, applied, "rolled_back", reason, work.model)
+        gate = self._judge(step, before.model, verdict) if judged else None
+        if gate is not None and not gate.kept:
+            report = pass_report(step, applied, "dropped", gate.reason, work.model)
+            work.restore(before)
+        else:
+            work.accept(verdict)
+            report = pass_report(step, applied, "changed", verdict.note, work.model)
+        return replace(report, gate=gate)
+
+    def _crashed(self, step: Step, before: ir.Model, error: Exception, lenient: bool) -> Applied:
+        """Keep a reproducer; the end of the run, unless it is to go on without the pass."""
+        job = self.job
+        reproducer = write_reproducer(self._place(), before, step, job.recipe, error)
+        if not lenient and job.unverified:
+            raise ModelError(
+                f"{step.name} fails on this model ({type(error).__name__}: {error}), which does not run "
+                f"as it is either: {job.unverified}",
+                hint=f"if the model is right, the fault is ours: see {reproducer}",
+            ) from error
+        if not lenient:
+            raise PassBug(step.name, reproducer, error) from error
+        job.warnings.append(f"{step.name} crashed ({error}); reproducer: {reproducer}")
+        crash = Verdict(False, None, f"crashed: {type(error).__name__}: {error}")
+        return Applied(PassLog(), 0, "", crash, 0.0, 0.0)
+
+    def _judge(self, step: Step, before: ir.Model, verdict: Verdict) -> GateReport | None:
+        work = self.job.work
+        self.gate.tell = lambda what: self.job.tell(step.name, what)
+        error = work.total_error(verdict)
+        return self.gate.judge(step.pass_, work.original, before, work.model, error)
+
+    def _why_failed(self, step: Step, before: ir.Model, verdict: Verdict) -> str:
+        """Return the reason with the place in the graph, where a lossless pass changed the outputs."""
+        if step.pass_.lossy or not verdict.errors:
+            return verdict.reason
+        job = self.job
+        job.tell(step.name, "looking for the place")
+        where = first_divergence(before, job.work.model, job.feeds(), job.check_target)
+        return f"{verdict.reason}; {where}" if where else verdict.reason
+
+    def _check_failed(self, step: Step, model: ir.Model, reason: str) -> CheckFailed:
+        place = write_reproducer(self._place(), model, step, self.job.recipe, CheckFailed(reason))
+        return CheckFailed(
+            f"{step.name} was rolled back: {reason}",
+            hint=f"nothing was written; --keep-going drops the pass. See {place}",
+        )
+
+    def _place(self) -> Path:
+        return self.job.goal.parent if self.job.goal is not None else Path.cwd()
+
+
+def pass_report(
+    step: Step, applied: Applied, status: str, reason: str, model: ir.Model
+) -> PassReport:
+    """Return what became of a step; sizes are those of ``model``, which it left behind."""
+    log, verdict = applied.log, applied.verdict
+    return PassReport(
+        name=step.name,
+        options=dict(step.options),
+        lossy=step.pass_.lossy,
+        status=status,
+        changes=applied.changes,
+        reason=reason,
+        touched=tuple(log.touched),
+        skipped=tuple(log.skipped),
+        notes=dict(log.notes),
+        error=verdict.error if verdict is not None else None,
+        nodes=sum(1 for _ in all_nodes(model)),
+        weight_bytes=sum(t.nbytes for t in weight_tensors(model)),
+        seconds=applied.seconds,
+        check_seconds=applied.check_seconds,
+    )
