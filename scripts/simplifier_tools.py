@@ -57,8 +57,10 @@ def _effdl() -> Work:
     from effdl.graph.walk import opset
     from effdl.passes.base import Context
     from effdl.recipe import load
+    from effdl.runtime.collector import collect_rarely
     from effdl.runtime.target import parse_target
 
+    collect_rarely()  # as the command line does
     recipe = load("lossless")
     target = parse_target("cpu")
 
@@ -82,10 +84,12 @@ def _effdl_verified() -> Work:
     from effdl.errors import EffdlError
     from effdl.recipe import load
     from effdl.run_options import RunOptions
+    from effdl.runtime.collector import collect_rarely
 
     # isort: split
     import onnxruntime  # noqa: F401
 
+    collect_rarely()
     recipe = load("lossless")
     options = RunOptions(gate="off", bench_seconds=0)
 

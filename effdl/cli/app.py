@@ -21,6 +21,7 @@ from effdl.cli.passes import passes
 from effdl.cli.recipe import recipe_app
 from effdl.cli.report import report
 from effdl.errors import EffdlError
+from effdl.runtime.collector import collect_rarely
 
 app = typer.Typer(
     name="effdl",
@@ -62,6 +63,7 @@ def root(
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    collect_rarely()
     for name in ("onnx_ir", "onnxscript"):  # their warnings are not addressed to our user
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

@@ -6,7 +6,7 @@ import onnx
 import onnx_ir as ir
 
 from effdl.graph.edit import raise_ir_version, remove, rename_value, renamed, roots, unused
-from effdl.graph.walk import all_graphs, all_nodes, is_op, subgraphs_of
+from effdl.graph.walk import all_graphs, all_nodes, is_op, nodes_in, subgraphs_of
 from effdl.graph.weights import Names
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
@@ -29,7 +29,7 @@ def clean(model: ir.Model) -> int:
 
 
 def _sort(graph: ir.Graph) -> int:
-    if _is_sorted(graph, set(), set(graph.all_nodes())):
+    if _is_sorted(graph, set(), set(nodes_in(graph))):
         return 0
     graph.sort()
     return 1
@@ -102,12 +102,12 @@ def _remove_initializers(graph: ir.Graph) -> int:
 
 def _remove_functions(model: ir.Model) -> int:
     called: set[ir.OperatorIdentifier] = set()
-    todo = [n.op_identifier() for n in model.graph.all_nodes()]
+    todo = [n.op_identifier() for n in nodes_in(model.graph)]
     while todo:
         key = todo.pop()
         if key in model.functions and key not in called:
             called.add(key)
-            todo += [n.op_identifier() for n in model.functions[key].all_nodes()]
+            todo += [n.op_identifier() for n in nodes_in(model.functions[key])]
     dead = [key for key in model.functions if key not in called]
     for key in dead:
         del model.functions[key]
@@ -118,7 +118,7 @@ def _remove_imports(model: ir.Model) -> int:
     keep = {*_DEFAULT_DOMAINS, *(f.domain for f in model.functions.values())}
     changes = 0
     for graph, imports, _ in roots(model):
-        used = keep | {n.domain for n in graph.all_nodes()}
+        used = keep | {n.domain for n in nodes_in(graph)}
         dead = [domain for domain in imports if domain not in used]
         for domain in dead:
             del imports[domain]

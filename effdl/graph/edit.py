@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from effdl.graph.walk import all_graphs, subgraphs_of
+from effdl.graph.walk import all_graphs, nodes_in, subgraphs_of
 
 
 def renamed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
@@ -107,7 +107,7 @@ def remove(node: ir.Node) -> None:
 
 def release(graph: ir.Graph) -> None:
     """Let the nodes of a subgraph that is thrown away read nothing, so that outer values lose them."""
-    for node in graph.all_nodes():
+    for node in nodes_in(graph):
         for index in range(len(node.inputs)):
             node.replace_input_with(index, None)
 

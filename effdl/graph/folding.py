@@ -14,7 +14,7 @@ from effdl.graph.elements import Facts, reshape_goal
 from effdl.graph.kernels import Kernels
 from effdl.graph.shape_kernels import compute
 from effdl.graph.shapes import Shapes
-from effdl.graph.walk import int_attr, is_op, subgraphs_of
+from effdl.graph.walk import int_attr, is_op, nodes_in, subgraphs_of
 from effdl.graph.weights import Array, Names, add_initializer, constant_tensor
 
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
@@ -329,5 +329,5 @@ def _reads(node: ir.Node) -> Iterator[ir.Value]:
     """Yield what ``node`` reads, once per use, what its subgraphs read from outside included."""
     yield from (v for v in node.inputs if v is not None)
     for graph in subgraphs_of(node):
-        for inner in graph.all_nodes():
+        for inner in nodes_in(graph):
             yield from (v for v in inner.inputs if v is not None)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from effdl.graph.dedup import Report
 from effdl.graph.edit import forward, remove, rename_value, renamed, roots
 from effdl.graph.shapes import Shapes
-from effdl.graph.walk import all_graphs, all_nodes, is_op, subgraphs_of
+from effdl.graph.walk import all_graphs, all_nodes, is_op, subgraphs_in, subgraphs_of
 from effdl.graph.weights import Array, Names, constant
 
 
@@ -106,7 +106,7 @@ def _inline(node: ir.Node, branch: ir.Graph, names: _NameUse, in_function: bool)
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
     values: dict[ir.Value, None] = {}
-    for g in (graph, *graph.subgraphs()):
+    for g in (graph, *subgraphs_in(graph)):
         values.update(dict.fromkeys((*g.inputs, *g.initializers.values())))
         for node in g:
             values.update(dict.fromkeys(node.outputs))

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from effdl.errors import ModelError, OutputError
 from effdl.graph.proto import skeleton_proto, split_proto
 from effdl.graph.scratch import exclusive, locked_folder, remove_abandoned
+from effdl.graph.walk import subgraphs_in
 from effdl.graph.weights import initializers
 from effdl.upstream import all_tensors
 
@@ -79,7 +80,7 @@ def from_proto(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.Mo
     if folder is not None:
         ir.external_data.set_base_dir(model.graph, folder)
         for function in model.functions.values():
-            for graph in function.subgraphs():
+            for graph in subgraphs_in(function):
                 ir.external_data.set_base_dir(graph, folder)
     _check_external(model, where, folder)
     try:

@@ -1,12 +1,19 @@
-"""Shape arithmetic on small integer arrays in numpy: what ONNX Runtime computes, without a session."""
+"""Shape arithmetic on small arrays in numpy: what ONNX Runtime computes, without a session.
+
+Arithmetic on integers and booleans only, where numpy and ONNX Runtime agree to the bit; what only
+moves elements on floats as well.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from onnx import TensorProto
+from onnx.numpy_helper import to_array
 
 Array = npt.NDArray[Any]
 Attributes = Mapping[str, Any]
@@ -30,7 +37,8 @@ def compute(op_type: str, inputs: Sequence[Array | None], attributes: Attributes
     given = [a for a in inputs if a is not None]
     if len(given) != len(inputs) and op_type != "Slice":
         return None
-    if not given or any(a.size > MOST or a.dtype.kind not in "ib" for a in given):
+    kinds = "ibuf" if op_type in _MOVES else "ib"
+    if not given or any(a.size > MOST or a.dtype.kind not in kinds for a in given):
         return None
     try:
         result = kernel(inputs, attributes)  # type: ignore[arg-type]
@@ -82,10 +90,22 @@ def _slice(inputs: Sequence[Array], attributes: Attributes) -> Array:
     steps = [int(i) for i in rest[3].ravel()] if stepped else [1] * len(starts)
     cuts = [slice(None)] * data.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step < 1:
-            raise ValueError  # its ends mean other things in Python
-        cuts[axis] = slice(start, end, step)
+        cuts[axis] = (
+            slice(start, end, step) if step > 0 else _down(data.shape[axis], start, end, step)
+        )
     return np.asarray(data[tuple(cuts)])
+
+
+def _down(size: int, start: int, end: int, step: int) -> slice:
+    """Return the cut of a negative step, whose ends Python reads otherwise than ONNX.
+
+    An end beyond the last element is left to others: ONNX Runtime takes a very large one for -1.
+    """
+    if step == 0 or size == 0 or end > size:
+        raise ValueError
+    first = min(start + size if start < 0 else start, size - 1)
+    last = max(end + size if end < 0 else end, -1)
+    return slice(max(first, 0), None if last < 0 else last, step)
 
 
 def _reshape(inputs: Sequence[Array], attributes: Attributes) -> Array:
@@ -98,6 +118,45 @@ def _reshape(inputs: Sequence[Array], attributes: Attributes) -> Array:
 
 def _cast(inputs: Sequence[Array], attributes: Attributes) -> Array:
     return np.asarray(inputs[0].astype(_CASTS[attributes["to"]]))
+
+
+def _identity(inputs: Sequence[Array], attributes: Attributes) -> Array:
+    return inputs[0]
+
+
+def _transpose(inputs: Sequence[Array], attributes: Attributes) -> Array:
+    return np.transpose(inputs[0], attributes.get("perm"))
+
+
+def _filled(inputs: Sequence[Array], attributes: Attributes) -> Array:
+    sizes = [int(s) for s in inputs[0]]
+    value = attributes.get("value")
+    if min(sizes, default=0) < 0 or math.prod(sizes) > MOST:
+        raise ValueError
+    if value is None:
+        return np.zeros(sizes, np.float32)
+    one = to_array(value) if isinstance(value, TensorProto) else value.numpy()
+    if one.dtype.kind not in "ibuf":
+        raise TypeError
+    return np.full(sizes, one.reshape(-1)[0])
+
+
+def _expand(inputs: Sequence[Array], attributes: Attributes) -> Array:
+    data, goal = inputs
+    shape = np.broadcast_shapes(data.shape, tuple(int(s) for s in goal))
+    if math.prod(shape) > MOST:
+        raise ValueError
+    return np.array(np.broadcast_to(data, shape))
+
+
+def _logical(function: Callable[..., Array]) -> Kernel:
+    def run(inputs: Sequence[Array], attributes: Attributes) -> Array:
+        a, b = inputs
+        if attributes or a.dtype.kind != "b" or b.dtype.kind != "b":
+            raise TypeError
+        return np.asarray(function(a, b))
+
+    return run
 
 
 def _binary(function: Callable[..., Array]) -> Kernel:
@@ -129,19 +188,42 @@ def _not(inputs: Sequence[Array], attributes: Attributes) -> Array:
     return np.asarray(~inputs[0])
 
 
+_MOVES = frozenset(
+    [
+        "Concat",
+        "Expand",
+        "Gather",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    ]
+)
 _KERNELS: dict[str, Kernel] = {
     "Add": _binary(np.add),
+    "And": _logical(np.logical_and),
     "Cast": _cast,
     "Concat": _concat,
+    "ConstantOfShape": _filled,
     "Div": _binary(_divide),
     "Equal": _binary(np.equal),
+    "Expand": _expand,
     "Gather": _gather,
+    "Greater": _binary(np.greater),
+    "GreaterOrEqual": _binary(np.greater_equal),
+    "Identity": _identity,
+    "Less": _binary(np.less),
+    "LessOrEqual": _binary(np.less_equal),
     "Mul": _binary(np.multiply),
     "Not": _not,
+    "Or": _logical(np.logical_or),
     "Reshape": _reshape,
     "Slice": _slice,
     "Squeeze": _squeeze,
     "Sub": _binary(np.subtract),
+    "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
     "Where": _where,
 }

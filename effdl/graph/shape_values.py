@@ -80,12 +80,16 @@ class _Folder:
             if tensor.name not in overridable and _is_small(tensor):
                 known[tensor.name] = numpy_helper.to_array(tensor)
         nodes: list[onnx.NodeProto] = []
-        changed = False
+        changed = moved = False
         for node in graph.node:
             made = self.node(node, known)
             nodes += [node] if made is None else made
             changed = changed or made is not None
-        if changed:
+            if made is not None and len(made) == 1:
+                nodes[-1] = node
+                node.CopyFrom(made[0])
+            moved = moved or (made is not None and len(made) != 1)
+        if moved:
             set_nodes(graph, nodes)
         inner = [self.graph(g, known) for n in graph.node for g in _inner(n)]
         return changed or any(inner)
@@ -152,14 +156,14 @@ def _run(
     opset: int,
     types: Mapping[str, tuple[int, Dims | None]],
 ) -> dict[str, Array] | None:
-    from onnx.reference import ReferenceEvaluator
-
     names = [o for o in node.output if o]
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     given = [inputs.get(name) for name in node.input]
     small = compute(node.op_type, given, attributes) if len(names) == 1 else None
     if small is not None:
         return {names[0]: small}
+    from onnx.reference import ReferenceEvaluator  # hundreds of modules
+
     graph = onnx.helper.make_graph(
         [_copy(node)],
         "fold",

@@ -9,9 +9,11 @@ import onnx_ir as ir
 
 from effdl.graph.dims import Dims, check_dims, dims_of, dynamic_dims
 from effdl.graph.edit import rename_value
-from effdl.graph.proto import skeleton_proto
+from effdl.graph.outline import outline
 from effdl.graph.shape_values import Array, fold, graphs
 from effdl.graph.stand_ins import stand_in
+from effdl.graph.unchanged import remembered
+from effdl.graph.walk import nodes_in, subgraphs_in
 from effdl.graph.weights import constant_tensor
 
 __all__ = ["Shapes", "dynamic_dims", "infer", "infer_into"]
@@ -94,7 +96,7 @@ def infer(
     ONNX's own inference, repeated while shape arithmetic (Shape, Gather, Concat, ... on small
     integers) can be computed; contrib operators are stood in for by standard ones of the same shape.
     What an operator that nobody knows makes keeps the shape it is declared with. Values inside
-    functions keep what they declare.
+    functions keep what they declare. A model that did not change since is not inferred again.
 
     Args:
         model: the model.
@@ -105,18 +107,25 @@ def infer(
         UsageError: ``dims`` names what the model does not have.
     """
     pinned = check_dims(model, dims)
+    if values:
+        return _infer(model, pinned, values)
+    key = ("shapes", *sorted(pinned.items()))
+    return remembered(model, key, lambda: _infer(model, pinned, {}))
+
+
+def _infer(model: ir.Model, pinned: dict[str, int], values: Mapping[str, Array]) -> Shapes:
     table = _by_name(model)
     if table is None:
         twin = model.clone()
         table = _name_uniquely(model, twin)
-        proto = skeleton_proto(twin)
+        proto = outline(twin)
     else:
-        proto = skeleton_proto(model)
+        proto = outline(model)
     _forget_declared(proto)
     _pin(proto, model, pinned)
     stand_in(proto)
     dynamic = bool(dynamic_dims(model))
-    types, conditions = _solve(proto, table, pinned, values or {}, dynamic)
+    types, conditions = _solve(proto, table, pinned, values, dynamic)
     symbols = {d for v in model.graph.inputs for d in dims_of(v.shape) or () if isinstance(d, str)}
     known = {}
     names: dict[ir.Value, Dims] = {}
@@ -197,19 +206,18 @@ def _value_pairs(model: ir.Model, twin: ir.Model) -> Iterator[tuple[ir.Value, ir
     initializers = (g.graph.initializers.values() for g in (model, twin))
     optional = set(model.graph.inputs)
     yield from ((a, b) for a, b in zip(*initializers, strict=True) if a not in optional)
-    for ours, theirs in zip(model.graph.subgraphs(), twin.graph.subgraphs(), strict=True):
+    for ours, theirs in zip(subgraphs_in(model.graph), subgraphs_in(twin.graph), strict=True):
         yield from zip(ours.inputs, theirs.inputs, strict=True)
         inner = (g.initializers.values() for g in (ours, theirs))
         own = set(ours.inputs)
         yield from ((a, b) for a, b in zip(*inner, strict=True) if a not in own)
-    for node, other in zip(model.graph.all_nodes(), twin.graph.all_nodes(), strict=True):
+    for node, other in zip(nodes_in(model.graph), nodes_in(twin.graph), strict=True):
         yield from zip(node.outputs, other.outputs, strict=True)
 
 
 def _forget_declared(proto: onnx.ModelProto) -> None:
-    """Drop declared shapes, but those of inputs: stale ones are common and would win."""
+    """Drop declared shapes of outputs: stale ones are common and would win."""
     for graph in graphs(proto.graph):
-        del graph.value_info[:]
         if graph is not proto.graph:  # names of dimensions mean something in the main graph only
             for port in graph.input:
                 for dim in port.type.tensor_type.shape.dim:
@@ -264,7 +272,7 @@ def _beyond_unknown(model: ir.Model) -> set[ir.Value]:
     Nothing can be inferred there: what the exporter declared is all there is.
     """
     found: set[ir.Value] = set()
-    for node in model.graph.all_nodes():
+    for node in nodes_in(model.graph):
         unknown = node.domain not in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
         if unknown or any(v in found for v in node.inputs):
             found.update(node.outputs)

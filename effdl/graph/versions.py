@@ -18,7 +18,7 @@ from effdl.graph.clean import fix_names
 from effdl.graph.io import check, external_tensors
 from effdl.graph.proto import split_proto
 from effdl.graph.shapes import Shapes, infer
-from effdl.graph.walk import opset
+from effdl.graph.walk import opset, subgraphs_in
 
 _DEFAULT = ("", "ai.onnx")
 _HELD = "effdl.held"
@@ -117,7 +117,7 @@ def _types(model: ir.Model, shapes: Shapes) -> Types:
     """Types by name, of the values whose name is unique: what subgraphs may take from outside."""
     found: Types = {}
     clashing: set[str] = set()
-    for graph in (model.graph, *model.graph.subgraphs()):
+    for graph in (model.graph, *subgraphs_in(model.graph)):
         made = (o for n in graph for o in n.outputs)
         for value in dict.fromkeys((*graph.inputs, *graph.initializers.values(), *made)):
             dtype, dims = shapes.dtype(value), shapes.of(value)

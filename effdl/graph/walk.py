@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
 DEFAULT_DOMAIN = ""
+_WITH_GRAPHS = frozenset(("If", "Loop", "Scan", "SequenceMap"))
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Yield the nodes of the main graph, of all subgraphs and of all functions."""
-    yield from model.graph.all_nodes()
+    yield from nodes_in(model.graph)
     for function in model.functions.values():
-        yield from function.all_nodes()
+        yield from nodes_in(function)
 
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """Yield the main graph, then every subgraph of it and of the functions."""
     yield model.graph
-    yield from model.graph.subgraphs()
+    yield from subgraphs_in(model.graph)
     for function in model.functions.values():
-        yield from function.subgraphs()
+        yield from subgraphs_in(function)
 
 
-def subgraphs_of(node: ir.Node) -> Iterator[ir.Graph]:
-    """Yield the graphs that are attributes of ``node`` (the bodies of If, Loop and Scan)."""
-    for attr in node.attributes.values():
-        if attr.type == ir.AttributeType.GRAPH:
-            yield attr.as_graph()
-        elif attr.type == ir.AttributeType.GRAPHS:
-            yield from attr.as_graphs()
+def nodes_in(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
+    """Yield the nodes of a graph, each followed by those of its subgraphs.
+
+    Several times as fast as ``Graph.all_nodes``, which asks every attribute of every node.
+    """
+    for node in graph:
+        yield node
+        for inner in subgraphs_of(node):
+            yield from nodes_in(inner)
+
+
+def subgraphs_in(graph: ir.Graph | ir.Function) -> list[ir.Graph]:
+    """Return every graph inside ``graph``, an outer one before those in it."""
+    found: list[ir.Graph] = []
+    for node in graph:
+        for inner in subgraphs_of(node):
+            found += [inner, *subgraphs_in(inner)]
+    return found
+
+
+def subgraphs_of(node: ir.Node) -> Sequence[ir.Graph]:
+    """Return the graphs that are attributes of ``node`` (the bodies of If, Loop and Scan)."""
+    if node.op_type not in _WITH_GRAPHS and node.domain == DEFAULT_DOMAIN:
+        return ()
+    found: list[ir.Graph] | None = None
+    for attr in node.attributes.data.values():
+        if attr.type is ir.AttributeType.GRAPH:
+            found = [*(found or ()), attr.as_graph()]
+        elif attr.type is ir.AttributeType.GRAPHS:
+            found = [*(found or ()), *attr.as_graphs()]
+    return found or ()
 
 
 def interface(model: ir.Model) -> set[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from effdl.graph.walk import is_op, subgraphs_of
+from effdl.graph.walk import is_op, nodes_in, subgraphs_of
 from effdl.graph.weights import constant, constant_tensor
 
 Array = npt.NDArray[np.generic]
@@ -144,9 +144,9 @@ def reads(node: ir.Node) -> Iterator[ir.Value]:
     yield from (v for v in node.inputs if v is not None)
     for graph in subgraphs_of(node):
         inside = {*graph.inputs, *graph.initializers.values()}
-        for inner in graph.all_nodes():
+        for inner in nodes_in(graph):
             inside.update(inner.outputs)
-        for inner in graph.all_nodes():
+        for inner in nodes_in(graph):
             yield from (v for v in inner.inputs if v is not None and v not in inside)
 
 

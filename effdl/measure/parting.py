@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from effdl.data.feeds import Feeds, nbytes
-from effdl.graph.walk import opset
+from effdl.graph.walk import opset, subgraphs_in
 from effdl.measure.counterparts import Pair, between, counterparts, maker, nearest, reading
 from effdl.measure.fidelity import fit
 from effdl.measure.fidelity_outputs import Comparison
@@ -300,4 +300,4 @@ def _count(number: int) -> str:
 
 def _hidden(model: ir.Model) -> int:
     """Count the tensors inside the bodies of If, Loop and Scan."""
-    return sum(len(n.outputs) for g in model.graph.subgraphs() for n in g)
+    return sum(len(n.outputs) for g in subgraphs_in(model.graph) for n in g)

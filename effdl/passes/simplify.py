@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import onnx_ir as ir
 from pydantic import Field
@@ -16,6 +17,7 @@ from effdl.graph.inline import inline_ifs
 from effdl.graph.scalars import make_ranges_scalar
 from effdl.graph.shape_vectors import merge_vectors
 from effdl.graph.shapes import infer
+from effdl.graph.unchanged import recall, remember
 from effdl.passes.base import Context, Pass
 
 _ROUNDS = 50
@@ -51,6 +53,10 @@ class Simplify(Pass):
     def run(self, model: ir.Model, ctx: Context) -> int:
         """Return the number of rewrites, over all rounds."""
         kinds: Counter[str] = Counter()
+        key = ("simplified", self.max_growth, self.initializers_from_inputs)
+        declined = recall(model, key)
+        if declined is not None:  # nothing was edited since the last time
+            return _tell(kinds, declined, ctx)
         skipped: dict[tuple[str, str], None] = {}
 
         def skip(node: ir.Node | str, reason: str) -> None:
@@ -76,14 +82,20 @@ class Simplify(Pass):
             kinds["duplicate_nodes"] += merge_nodes(model, ctx.touch, skip)
             kinds["dead"] += clean(model)
             if kinds.total() == before:
+                remember(model, key, skipped)
                 break
         kinds["format_version"] = int(raise_ir_version(model))
-        for name, reason in skipped:
-            ctx.skip(name, reason)
-        for kind, count in kinds.items():
-            if count:
-                ctx.note(kind, count)
-        return kinds.total()
+        return _tell(kinds, skipped, ctx)
+
+
+def _tell(kinds: Counter[str], declined: Iterable[tuple[str, str]], ctx: Context) -> int:
+    """Report, and return the number of rewrites."""
+    for name, reason in declined:
+        ctx.skip(name, reason)
+    for kind, count in kinds.items():
+        if count:
+            ctx.note(kind, count)
+    return kinds.total()
 
 
 def _drop_defaults(model: ir.Model, ctx: Context) -> int:

@@ -18,7 +18,7 @@ from effdl.graph.scratch import scratch
 from effdl.measure.stats import model_stats
 from effdl.pipeline.job import Job
 from effdl.pipeline.settle import settle
-from effdl.pipeline.steps import Steps, pass_report
+from effdl.pipeline.steps import Steps, pass_report, size_of
 from effdl.recipe import Recipe, Step
 from effdl.recipe.budget import missed, price, unheld
 from effdl.recipe.patterns import match_patterns
@@ -149,7 +149,7 @@ def _dry(job: Job, steps: tuple[Step, ...]) -> RunReport:
             clean(work.model)
         status = "changed" if changes else "unchanged"
         applied = Applied(log, changes, reason, None, time.perf_counter() - started, 0.0)
-        done.append(pass_report(step, applied, status, reason, work.model))
+        done.append(pass_report(step, applied, status, reason, size_of(work.model)))
     return job.report(done, job.stats(), None, "a dry run checks nothing")
 
 
@@ -161,7 +161,7 @@ def _candidates(job: Job, step: Step) -> PassReport:
     log.touched.extend((n, "candidate") for n in names or [] if n not in dict(log.touched))
     reason = "needs calibration data (--data): these are its candidates"
     applied = Applied(log, 0, reason, None, 0.0, 0.0)
-    return pass_report(step, applied, "not_run", reason, job.work.model)
+    return pass_report(step, applied, "not_run", reason, size_of(job.work.model))
 
 
 def _full(job: Job, steps: tuple[Step, ...], stack: ExitStack) -> RunReport:

@@ -23,7 +23,7 @@ from effdl.recipe.reproducer import write_reproducer
 from effdl.recipe.sparing import REPAIRS, spare, spared
 from effdl.report import GateReport, PassReport
 from effdl.run_options import PassBug
-from effdl.workpiece import Applied
+from effdl.workpiece import Applied, Snapshot
 
 
 class Steps:
@@ -38,6 +38,7 @@ class Steps:
         self.job = job
         self.gate = gate
         self.done: list[tuple[Step, PassReport]] = []
+        self._size: tuple[int, int] | None = None  # of the model as it is now, if known
 
     def run(self, steps: tuple[Step, ...]) -> None:
         """Run passes one after the other, lossless ones that claim nothing together.
@@ -57,6 +58,7 @@ class Steps:
         work = self.job.work
         self.job.tell(self.done[index][0].name, f"taken out: {reason}")
         work.restore(work.start)
+        self._size = None
         old, self.done = self.done, []
         for k, (step, was) in enumerate(old):
             if k == index:
@@ -100,22 +102,35 @@ class Steps:
         work = self.job.work
         before, done = work.snapshot(), list[tuple[Step, PassReport]]()
         for step in group:
+            self.job.tell(step.name, "running")
             match_patterns(step, work.original, work.model)
-            done.append((step, self._attempt(step, judged=False, outputs=False)))
+            try:
+                applied = work.apply(step, before.model, outputs=False)
+            except Exception:  # it comes again when they run one by one, and is told then
+                return self._undo(before)
+            if applied.verdict is None and not self.job.options.strict:
+                done.append((step, self._report(step, applied, "unchanged", applied.reason)))
+            elif applied.verdict is not None and applied.verdict.ok:
+                done.append((step, self._report(step, applied, "changed", "")))
+            else:
+                return self._undo(before)
         changed = [k for k, (_, report) in enumerate(done) if report.status == "changed"]
         if changed:
             self.job.tell(group[changed[-1]].name, "checking")
             verdict = work.check_outputs(before.model)
             if not verdict.ok:
-                work.restore(before)
-                return False
+                return self._undo(before)
             work.accept(verdict)
             self.gate.forget()
             step, last = done[changed[-1]]
-            reason = verdict.note or last.reason
-            done[changed[-1]] = step, replace(last, error=verdict.error, reason=reason)
+            done[changed[-1]] = step, replace(last, error=verdict.error, reason=verdict.note)
         self.done += done
         return True
+
+    def _undo(self, before: Snapshot) -> bool:
+        self.job.work.restore(before)
+        self._size = None
+        return False
 
     def _step(self, step: Step) -> tuple[Step, PassReport]:
         """Run one pass; where the gate drops it, try again without the nodes at fault."""
@@ -128,6 +143,7 @@ class Steps:
             best = best_form(
                 work, self.gate, forms, lambda s: self._attempt(s, judged=False, again=True)
             )
+            self._size = None
             if best is not None:
                 return best
         report = self._attempt(step, judged=judged)
@@ -175,25 +191,25 @@ class Steps:
             applied = self._crashed(step, before.model, e, lenient)
         verdict = applied.verdict
         if verdict is None:
-            work.restore(before)
             if options.strict and not again:
                 raise CheckFailed(
                     f"{step.name} found nothing to do: {applied.reason}", where=step.where
                 )
-            return pass_report(step, applied, "unchanged", applied.reason, work.model)
+            return self._report(step, applied, "unchanged", applied.reason)
         if not verdict.ok:
             reason = self._why_failed(step, before.model, verdict)
             work.restore(before)
             if not lenient:
                 raise self._check_failed(step, before.model, reason)
-            return pass_report(step, applied, "rolled_back", reason, work.model)
+            return self._report(step, applied, "rolled_back", reason)
         gate = self._judge(step, before.model, verdict) if judged else None
         if gate is not None and not gate.kept:
-            report = pass_report(step, applied, "dropped", gate.reason, work.model)
+            report = self._report(step, applied, "dropped", gate.reason)
             work.restore(before)
+            self._size = None
         else:
             work.accept(verdict)
-            report = pass_report(step, applied, "changed", verdict.note, work.model)
+            report = self._report(step, applied, "changed", verdict.note)
         return replace(report, gate=gate)
 
     def _crashed(self, step: Step, before: ir.Model, error: Exception, lenient: bool) -> Applied:
@@ -237,11 +253,21 @@ class Steps:
     def _place(self) -> Path:
         return self.job.goal.parent if self.job.goal is not None else Path.cwd()
 
+    def _report(self, step: Step, applied: Applied, status: str, reason: str) -> PassReport:
+        if self._size is None or status != "unchanged":
+            self._size = size_of(self.job.work.model)
+        return pass_report(step, applied, status, reason, self._size)
+
+
+def size_of(model: ir.Model) -> tuple[int, int]:
+    """Return the number of nodes and the bytes of weights."""
+    return sum(1 for _ in all_nodes(model)), sum(t.nbytes for t in weight_tensors(model))
+
 
 def pass_report(
-    step: Step, applied: Applied, status: str, reason: str, model: ir.Model
+    step: Step, applied: Applied, status: str, reason: str, size: tuple[int, int]
 ) -> PassReport:
-    """Return what became of a step; sizes are those of ``model``, which it left behind."""
+    """Return what became of a step; ``size`` is of the model that it left behind, see ``size_of``."""
     log, verdict = applied.log, applied.verdict
     return PassReport(
         name=step.name,
@@ -254,8 +280,8 @@ def pass_report(
         skipped=tuple(log.skipped),
         notes=dict(log.notes),
         error=verdict.error if verdict is not None else None,
-        nodes=sum(1 for _ in all_nodes(model)),
-        weight_bytes=sum(t.nbytes for t in weight_tensors(model)),
+        nodes=size[0],
+        weight_bytes=size[1],
         seconds=applied.seconds,
         check_seconds=applied.check_seconds,
     )

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from effdl.graph.edit import can_forward, forward, has_reference, remove, roots
-from effdl.graph.walk import is_op, only_user
+from effdl.graph.walk import is_op, nodes_in, only_user
 from effdl.graph.weights import Names, add_initializer
 from effdl.passes.base import Context
 from effdl.passes.fold._affine import (
@@ -66,7 +66,7 @@ class Chains:
         for root, imports, is_function in roots(self.model):
             if imports.get("", imports.get("ai.onnx", 0)) < self.min_opset:
                 continue
-            for node in list(root.all_nodes()):
+            for node in list(nodes_in(root)):
                 if node.graph is None or not self._affine(node):
                     continue
                 if is_function or has_reference(node):

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from effdl.graph.edit import raise_ir_version
-from effdl.graph.walk import is_op
+from effdl.graph.walk import is_op, nodes_in
 from effdl.passes.base import Context, NodePass
 from effdl.passes.fold._chains import Chains
 
@@ -55,5 +55,5 @@ class FoldBatchnorm(NodePass):
 
     def candidates(self, model: ir.Model, ctx: Context) -> list[str] | None:
         """Return the batch norms that may be looked at."""
-        nodes = model.graph.all_nodes()
+        nodes = nodes_in(model.graph)
         return [n.name or n.op_type for n in nodes if is_op(n, "BatchNormalization")]

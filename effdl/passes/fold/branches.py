@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from effdl.graph.edit import can_forward, forward, raise_ir_version, remove, roots, unused
 from effdl.graph.match import label
-from effdl.graph.walk import is_op, only_user
+from effdl.graph.walk import is_op, nodes_in, only_user
 from effdl.graph.weights import Names, add_initializer, constant, replace_weight, shared
 from effdl.passes.base import Context, NodePass
 from effdl.passes.fold._affine import Declined, Floats, batchnorm_parameters, narrow, narrow_bias
@@ -57,7 +57,7 @@ class FoldBranches(NodePass):
         for root, imports, is_function in roots(model):
             if imports.get("", imports.get("ai.onnx", 0)) < 7:
                 continue
-            for node in reversed(list(root.all_nodes())):
+            for node in reversed(list(nodes_in(root))):
                 if node.graph is None or not _sums(node) or not self.selected(node):
                     continue
                 if _sums(only_user(node.outputs[0])):
@@ -75,7 +75,7 @@ class FoldBranches(NodePass):
 
     def candidates(self, model: ir.Model, ctx: Context) -> list[str] | None:
         """Return the sums of convolutions."""
-        sums = [n for n in model.graph.all_nodes() if _sums(n)]
+        sums = [n for n in nodes_in(model.graph) if _sums(n)]
         return [
             n.name or n.op_type
             for n in sums

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from effdl.graph.edit import remove, roots
 from effdl.graph.match import label
-from effdl.graph.walk import float_attr, int_attr, ints_attr, is_op, str_attr
+from effdl.graph.walk import float_attr, int_attr, ints_attr, is_op, nodes_in, str_attr
 from effdl.graph.weights import constant, constant_tensor
 from effdl.passes.base import Context, NodePass
 from effdl.passes.fold._affine import Declined
@@ -66,7 +66,7 @@ class FoldPad(NodePass):
         declined.clear()
         for root, imports, _ in roots(model):
             version = imports.get("", imports.get("ai.onnx", 0))
-            for node in reversed(list(root.all_nodes())):
+            for node in reversed(list(nodes_in(root))):
                 if not is_op(node, "Pad") or node.graph is None or not self.selected(node):
                     continue
                 try:
@@ -78,7 +78,7 @@ class FoldPad(NodePass):
 
     def candidates(self, model: ir.Model, ctx: Context) -> list[str] | None:
         """Return the Pads."""
-        return [n.name or n.op_type for n in model.graph.all_nodes() if is_op(n, "Pad")]
+        return [n.name or n.op_type for n in nodes_in(model.graph) if is_op(n, "Pad")]
 
 
 def _fold(pad: ir.Node, version: int, ctx: Context) -> None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from effdl.graph.edit import can_forward, forward, has_reference, raise_ir_version, remove, roots
 from effdl.graph.match import label
-from effdl.graph.walk import float_attr, int_attr, is_op, only_user
+from effdl.graph.walk import float_attr, int_attr, is_op, nodes_in, only_user
 from effdl.graph.weights import Names, add_initializer, constant, replace_weight, shared
 from effdl.passes.base import Context, NodePass
 from effdl.passes.fold._affine import (
@@ -53,7 +53,7 @@ class FoldPointwise(NodePass):
         names, changes = Names(model), 0
         declined: dict[str, str] = {}
         for root, _, is_function in roots(model):
-            for node in list(root.all_nodes()):
+            for node in list(nodes_in(root)):
                 if node.graph is None or not self.selected(node) or _second(node) is None:
                     continue
                 try:
@@ -73,7 +73,7 @@ class FoldPointwise(NodePass):
 
     def candidates(self, model: ir.Model, ctx: Context) -> list[str] | None:
         """Return the layers that only another layer reads."""
-        nodes = model.graph.all_nodes()
+        nodes = nodes_in(model.graph)
         return [n.name or n.op_type for n in nodes if _second(n) is not None]
 
 

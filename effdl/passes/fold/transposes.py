@@ -9,7 +9,7 @@ from effdl.graph.edit import raise_ir_version, roots
 from effdl.graph.shapes import infer
 from effdl.graph.transposes import perm_of
 from effdl.graph.transposes_edit import LayoutGraph
-from effdl.graph.walk import is_op, subgraphs_of
+from effdl.graph.walk import is_op, nodes_in, subgraphs_of
 from effdl.graph.weights import Names
 from effdl.passes.base import Context, NodePass, matches
 from effdl.passes.fold._transposes import Search
@@ -50,7 +50,7 @@ class FoldTransposes(NodePass):
 
     def candidates(self, model: ir.Model, ctx: Context) -> list[str] | None:
         """Return the Transposes."""
-        nodes = [n for root, _, _ in roots(model) for n in root.all_nodes()]
+        nodes = [n for root, _, _ in roots(model) for n in nodes_in(root)]
         return [n.name or n.op_type for n in nodes if is_op(n, "Transpose") and self.selected(n)]
 
 
@@ -105,9 +105,9 @@ class _Run:
         return not any(matches(p, node) for p in self.step.ignore)
 
     def _skip_function(self, root: ir.Graph) -> None:
-        for node in root.all_nodes():
+        for node in nodes_in(root):
             if self._wanted(node):
                 self.ctx.skip(node, "it is inside a function of the model")
 
     def _count(self) -> int:
-        return sum(is_op(n, "Transpose") for n in self.model.graph.all_nodes())
+        return sum(is_op(n, "Transpose") for n in nodes_in(self.model.graph))

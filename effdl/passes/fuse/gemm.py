@@ -13,7 +13,7 @@ from effdl.graph.dims import Dims
 from effdl.graph.edit import roots
 from effdl.graph.match import Mismatch, keeps_rank, need, some, split_scalar
 from effdl.graph.shapes import Shapes, infer
-from effdl.graph.walk import float_attr, int_attr, ints_attr, is_op, only_user, producer
+from effdl.graph.walk import float_attr, int_attr, ints_attr, is_op, nodes_in, only_user, producer
 from effdl.graph.weights import constant_tensor, scalar
 from effdl.passes.base import Context, NodePass
 
@@ -51,7 +51,7 @@ class FuseGemm(NodePass):
     def run(self, model: ir.Model, ctx: Context) -> int:
         """Return the number of nodes that became part of a Gemm."""
         rules = {op: rule for ops, rule in _RULES for op in ops}
-        found = [n for g, _, _ in roots(model) for n in g.all_nodes() if is_op(n, *rules)]
+        found = [n for g, _, _ in roots(model) for n in nodes_in(g) if is_op(n, *rules)]
         if not any(is_op(n, "MatMul", "Gemm") and self.selected(n) for n in found):
             return 0
         fuser = _Fuser(self, ctx, infer(model), {}, {})
@@ -86,7 +86,7 @@ class _Fuser:
         """Go through all nodes once; return the number of nodes that went into a Gemm."""
         rules = {op: rule for ops, rule in _RULES for op in ops}
         changes = 0
-        for node in list(graph.all_nodes()):
+        for node in list(nodes_in(graph)):
             if node.graph is None or not is_op(node, *rules):
                 continue
             self.declined.pop(node, None)

@@ -15,7 +15,7 @@ from effdl.graph.dims import Dims
 from effdl.graph.edit import forward, raise_ir_version, remove, roots
 from effdl.graph.match import attempt
 from effdl.graph.shapes import Shapes, infer
-from effdl.graph.walk import int_attr, is_op, only_user
+from effdl.graph.walk import int_attr, is_op, only_user, subgraphs_in
 from effdl.graph.weights import Names, add_initializer, constant
 from effdl.passes.base import Context, NodePass
 from effdl.passes.fuse._branches import (
@@ -93,7 +93,7 @@ class FuseParallel(NodePass):
 
 def _graphs(root: ir.Graph) -> Iterator[ir.Graph]:
     yield root
-    yield from root.subgraphs()
+    yield from subgraphs_in(root)
 
 
 def _readers(graph: ir.Graph, step: FuseParallel) -> list[list[ir.Node]]:

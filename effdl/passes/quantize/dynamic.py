@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 from pydantic import Field
 
-from effdl.graph.walk import all_nodes, float_attr, int_attr, is_op
+from effdl.graph.walk import all_nodes, float_attr, int_attr, is_op, nodes_in
 from effdl.graph.weights import constant_tensor
 from effdl.passes.base import Context, NodePass
 from effdl.passes.quantize._dynamic import DynamicWriter
@@ -85,7 +85,7 @@ class QuantizeDynamic(NodePass):
             ctx.skip("model", reason)
             return []
         chosen = []
-        in_functions = {n for f in model.functions.values() for n in f.all_nodes()}
+        in_functions = {n for f in model.functions.values() for n in nodes_in(f)}
         for node in all_nodes(model):
             refusal = self._refusal(node)
             if refusal == "" and node in in_functions:
