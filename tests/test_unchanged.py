@@ -45,7 +45,9 @@ EDITS: dict[str, Callable[[ir.Model], object]] = {
     "input": lambda m: m.graph.node(3).replace_input_with(0, m.graph.inputs[0]),
     "attribute": lambda m: m.graph.node(0).attributes.add(ir.AttrInt64("end", 1)),
     "declared shape": lambda m: setattr(m.graph.inputs[0], "shape", ir.Shape([3, 4])),
-    "declared type": lambda m: setattr(m.graph.inputs[0], "type", ir.TensorType(ir.DataType.DOUBLE)),
+    "declared type": lambda m: setattr(
+        m.graph.inputs[0], "type", ir.TensorType(ir.DataType.DOUBLE)
+    ),
     "numbers of a constant": constant,
     "a new constant": lambda m: m.graph.register_initializer(
         ir.Value(name="v", const_value=ir.tensor([1.0], name="v"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
@@ -13,28 +14,36 @@ from effdl.graph.walk import all_graphs, all_nodes, is_op, subgraphs_in, subgrap
 from effdl.graph.weights import Array, Names, constant
 
 
-def inline_ifs(model: ir.Model, shapes: Shapes, known: dict[ir.Value, Array], touch: Report) -> int:
-    """Put the branch that is always taken in the place of each such If; return how many there were."""
+def inline_ifs(model: ir.Model, decide: Callable[[ir.Node], bool | None], touch: Report) -> int:
+    """Put the branch that is always taken in the place of each If that ``decide`` knows.
+
+    Args:
+        model: edited in place.
+        decide: returns the condition of an If, None when it depends on data; see ``decided``.
+        touch: told of every If that went.
+
+    Returns:
+        How many there were.
+    """
     changes = 0
     for root, _, is_function in roots(model):
-        changes += _inline_in(root, model, shapes, known, root if is_function else None, touch)
+        changes += _inline_in(root, model, decide, root if is_function else None, touch)
     return changes
 
 
 def _inline_in(
     graph: ir.Graph,
     model: ir.Model,
-    shapes: Shapes,
-    known: dict[ir.Value, Array],
+    decide: Callable[[ir.Node], bool | None],
     function: ir.Graph | None,
     touch: Report,
 ) -> int:
     changes = 0
     for node in list(graph):
-        condition = _condition(node, shapes, known)
+        condition = decide(node) if is_op(node, "If") else None
         if condition is None:
             for inner in subgraphs_of(node):
-                changes += _inline_in(inner, model, shapes, known, function, touch)
+                changes += _inline_in(inner, model, decide, function, touch)
             continue
         branch = node.attributes["then_branch" if condition else "else_branch"].as_graph()
         if len(branch.outputs) != len(node.outputs):
@@ -45,8 +54,9 @@ def _inline_in(
     return changes
 
 
-def _condition(node: ir.Node, shapes: Shapes, known: dict[ir.Value, Array]) -> bool | None:
-    if not is_op(node, "If") or node.inputs[0] is None:
+def decided(node: ir.Node, shapes: Shapes, known: Mapping[ir.Value, Array]) -> bool | None:
+    """Return the condition of an If that is constant or follows from shapes, else None."""
+    if node.inputs[0] is None:
         return None
     array = known.get(node.inputs[0])
     if array is None:

@@ -62,6 +62,23 @@ def fold(
     return _Folder(types, branches, versions.get("", 0)).graph(proto.graph, values)
 
 
+def take_branch(node: onnx.NodeProto, condition: bool) -> list[onnx.NodeProto]:
+    """Return what an If does when its condition is ``condition``."""
+    name = "then_branch" if condition else "else_branch"
+    taken = next(a.g for a in node.attribute if a.name == name)
+    weights = []
+    for tensor in taken.initializer:
+        constant = onnx.helper.make_node("Constant", [], [tensor.name])
+        constant.attribute.append(onnx.helper.make_attribute("value", tensor))
+        weights.append(constant)
+    ends = [
+        onnx.helper.make_node("Identity", [inner.name], [outer])
+        for inner, outer in zip(taken.output, node.output, strict=False)
+        if outer
+    ]
+    return [*weights, *taken.node, *ends]
+
+
 class _Folder:
     def __init__(
         self,
@@ -111,20 +128,8 @@ class _Folder:
         return [_constant_node(name, array) for name, array in results.items()]
 
     def branch(self, node: onnx.NodeProto, condition: bool) -> list[onnx.NodeProto]:
-        name = "then_branch" if condition else "else_branch"
-        taken = next(a.g for a in node.attribute if a.name == name)
         self.branches[next(o for o in node.output if o)] = condition
-        weights = []
-        for tensor in taken.initializer:
-            constant = onnx.helper.make_node("Constant", [], [tensor.name])
-            constant.attribute.append(onnx.helper.make_attribute("value", tensor))
-            weights.append(constant)
-        ends = [
-            onnx.helper.make_node("Identity", [inner.name], [outer])
-            for inner, outer in zip(taken.output, node.output, strict=False)
-            if outer
-        ]
-        return [*weights, *taken.node, *ends]
+        return take_branch(node, condition)
 
     def evaluate(self, node: onnx.NodeProto, known: Mapping[str, Array]) -> dict[str, Array] | None:
         if node.op_type in ("Shape", "Size"):

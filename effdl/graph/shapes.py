@@ -114,7 +114,7 @@ def infer(
 
 
 def _infer(model: ir.Model, pinned: dict[str, int], values: Mapping[str, Array]) -> Shapes:
-    table = _by_name(model)
+    table = values_by_name(model)
     if table is None:
         twin = model.clone()
         table = _name_uniquely(model, twin)
@@ -173,7 +173,7 @@ def infer_into(model: ir.Model) -> int:
     return changes
 
 
-def _by_name(model: ir.Model) -> dict[str, ir.Value] | None:
+def values_by_name(model: ir.Model) -> dict[str, ir.Value] | None:
     """Return the values by name, None where two have one name."""
     table: dict[str, ir.Value] = {}
     for value, _ in _value_pairs(model, model):
@@ -298,6 +298,13 @@ def _solve(
             break
         seeded = True
     return types, branches
+
+
+def solve(proto: onnx.ModelProto, model: ir.Model) -> Types | None:
+    """Infer the outline of a model in place, folding what can be; None where ONNX cannot type it."""
+    _forget_declared(proto)
+    stand_in(proto)
+    return _solve(proto, {}, {}, {}, bool(dynamic_dims(model)))[0] or None
 
 
 def _infer_once(proto: onnx.ModelProto, previous: Types) -> Types:

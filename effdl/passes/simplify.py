@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 
 import onnx_ir as ir
 from pydantic import Field
@@ -13,7 +14,8 @@ from effdl.graph.dedup import merge_initializers, merge_nodes
 from effdl.graph.edit import raise_ir_version
 from effdl.graph.folding import Folder
 from effdl.graph.identities import remove_identities
-from effdl.graph.inline import inline_ifs
+from effdl.graph.inline import decided, inline_ifs
+from effdl.graph.refute import settled_ifs
 from effdl.graph.scalars import make_ranges_scalar
 from effdl.graph.shape_vectors import merge_vectors
 from effdl.graph.shapes import infer
@@ -28,7 +30,8 @@ class Simplify(Pass):
 
     What it does: computes what does not depend on an input with ONNX Runtime's own kernels; follows
     shape arithmetic element by element, dynamic sizes by name, so that a chain becomes a constant, or
-    is made once for all its readers; inlines If nodes whose condition is known; removes nodes that do
+    is made once for all its readers; inlines If nodes whose condition is known, or of
+    which one branch makes a tensor of a rank that a later operator refuses; removes nodes that do
     nothing, pairs that undo each other, duplicate nodes and duplicate weights, masks that mask nothing,
     and what no output needs; lets neighbours be one: Slice, Concat, Clip, Unsqueeze and Squeeze in a
     row, a reduction and its Squeeze, a Transpose before Gemm, factors, zero states of LSTM and GRU. It
@@ -70,7 +73,8 @@ class Simplify(Pass):
             first, before = number == 0, kinds.total()
             skipped.clear()
             shapes = infer(model)
-            kinds["ifs_inlined"] += inline_ifs(model, shapes, folder.known, ctx.touch)
+            known = partial(decided, shapes=shapes, known=folder.known)
+            kinds["ifs_inlined"] += inline_ifs(model, known, ctx.touch)
             if kinds.total() > before:
                 shapes = infer(model)
             kinds["folded"] += folder.run(model, shapes)
@@ -81,6 +85,8 @@ class Simplify(Pass):
                 kinds["duplicate_weights"] += merge_initializers(model, ctx.touch)
             kinds["duplicate_nodes"] += merge_nodes(model, ctx.touch, skip)
             kinds["dead"] += clean(model)
+            if kinds.total() == before:  # what costs much comes last
+                kinds["ifs_inlined"] += inline_ifs(model, settled_ifs(model).get, ctx.touch)
             if kinds.total() == before:
                 remember(model, key, skipped)
                 break

@@ -1,0 +1,90 @@
+"""Branches of an If that cannot be taken, because an operator behind them would refuse the result.
+
+Exporters of scripted models leave such questions in the graph: "is the last size 1? then squeeze".
+Where the other answer gives a tensor of a rank that a later LSTM or Gemm does not accept, the model
+could not have run, and the If is no question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+import onnx_ir as ir
+
+from effdl.graph.outline import outline
+from effdl.graph.shape_values import graphs, set_nodes, take_branch
+from effdl.graph.shapes import Types, solve, values_by_name
+from effdl.graph.walk import all_nodes, is_op
+
+_MOST = 32
+"""Ifs of one model that are looked at: each costs two inferences of the whole."""
+
+
+def settled_ifs(model: ir.Model) -> dict[ir.Node, bool]:
+    """Return the Ifs of which one branch contradicts what follows, with the condition that remains.
+
+    Args:
+        model: not changed. Ifs that inference itself decides are not among the results.
+    """
+    if not any(is_op(n, "If") for n in all_nodes(model)):
+        return {}
+    table = values_by_name(model)
+    if table is None:
+        return {}
+    proto = outline(model)
+    types = solve(proto, model)
+    if types is None or _contradicts(proto):
+        return {}
+    found: dict[ir.Node, bool] = {}
+    for name in _open_ifs(proto, types)[:_MOST]:
+        possible = [c for c in (True, False) if not _contradicts(_assuming(proto, model, name, c))]
+        node = table[name].producer()
+        if len(possible) == 1 and node is not None:
+            found[node] = possible[0]
+    return found
+
+
+def _open_ifs(proto: onnx.ModelProto, types: Types) -> list[str]:
+    """Return the first output of each If whose branches make tensors of different rank."""
+    found = []
+    for graph in graphs(proto.graph):
+        for node in graph.node:
+            if node.op_type != "If" or node.domain not in ("", "ai.onnx"):
+                continue
+            branches = [a.g for a in node.attribute]
+            ends = zip(*([o.name for o in g.output] for g in branches), strict=False)
+            if any(len({_rank(name, types) for name in names}) > 1 for names in ends):
+                found.append(next(o for o in node.output if o))
+    return found
+
+
+def _rank(name: str, types: Mapping[str, tuple[int, tuple[object, ...] | None]]) -> int:
+    shape = types.get(name, (0, None))[1]
+    return -1 if shape is None else len(shape)
+
+
+def _assuming(
+    proto: onnx.ModelProto, model: ir.Model, output: str, condition: bool
+) -> onnx.ModelProto:
+    """Return a copy in which an If takes the branch of ``condition``, as far inferred as possible."""
+    trial = onnx.ModelProto()
+    trial.CopyFrom(proto)
+    for graph in graphs(trial.graph):
+        nodes: list[onnx.NodeProto] = []
+        for node in graph.node:
+            nodes += take_branch(node, condition) if output in node.output else [node]
+        if len(nodes) != len(graph.node) or any(output in n.output for n in nodes):
+            set_nodes(graph, nodes)
+            break
+    solve(trial, model)
+    return trial
+
+
+def _contradicts(proto: onnx.ModelProto) -> bool:
+    """Whether an operator refuses what it gets."""
+    try:
+        onnx.shape_inference.infer_shapes(proto, data_prop=True, strict_mode=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return True
+    return False
