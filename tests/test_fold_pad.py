@@ -221,3 +221,16 @@ def test_inside_a_subgraph() -> None:
     choice = node("If", ["c"], ["out"], then_branch=branch, else_branch=other)
     model = model_of([choice], weights, SHAPE, outs=["out"])
     folded(STEP, model, {"If": 1, "Conv": 1, "Relu": 1})
+
+
+def test_a_weight_that_callers_feed_has_the_size_it_is_declared_with() -> None:
+    def model(*kernel: int | str) -> ir.Model:
+        made = model_of(*padded(CONV), SHAPE)
+        weight = made.graph.initializers.pop("w")
+        weight.const_value = None
+        weight.shape = ir.Shape([3, 2, *kernel])
+        made.graph.inputs.append(weight)
+        return made
+
+    folded(STEP, model(2, 2), {"Conv": 1})
+    declined(STEP, model("h", 2), "window")

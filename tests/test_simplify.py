@@ -198,3 +198,21 @@ def test_transposes_merge() -> None:
         {"Relu": 1, "Transpose": 1},
     )
     assert tuple(model.graph[1].attributes["perm"].as_ints()) == (0, 2, 1)
+
+
+def test_a_constant_that_is_an_output_needs_no_identity() -> None:
+    text = "g (float[2] x) => (float[2] y, float[2] z) <float[2] w = {1, 2}> { y = Abs(x) z = Identity(w) }"
+    model, _ = simplified(text, {"Abs": 1, "Constant": 1})
+    assert not model.graph.initializers
+
+
+def test_a_constant_condition_of_a_loop_is_said_in_its_body() -> None:
+    simplified(
+        """g (float[2] x) => (float[2] y) <int64 n = {3}, bool go = {1}> {
+            y = Loop (n, go, x) <body = b (int64 i, bool c, float[2] s) => (bool d, float[2] t) {
+                t = Exp (s)
+                d = Identity (go)
+            }>
+        }""",
+        {"Loop": 1, "Exp": 1, "Constant": 1},
+    )

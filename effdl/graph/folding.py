@@ -160,8 +160,9 @@ class _Round:
     def _is_candidate(self, node: ir.Node) -> bool:
         if has_reference(node) or any(True for _ in subgraphs_of(node)):
             return False
-        # An Identity is not computed but passed through.
-        return not is_op(node, "Identity") and bool(node.outputs)
+        # An Identity is not computed but passed through, where it leads to readers.
+        passes = is_op(node, "Identity") and not node.outputs[0].is_graph_output()
+        return not passes and bool(node.outputs)
 
     def _refusal(self, node: ir.Node) -> str:
         if node.op_type in _QUANTIZERS:

@@ -45,6 +45,9 @@ def window_of(node: ir.Node, weight_index: int | None = None) -> Window:
         array = constant(weight)
         if array is not None:
             sizes = tuple(array.shape[2:])
+        elif weight is not None and weight.is_graph_input():  # callers must feed it as declared
+            shape = weight.shape
+            sizes = tuple(shape.numpy()[2:]) if shape is not None and shape.is_static() else sizes
     if not sizes:
         raise Declined(f"the window of {node.op_type} '{node.name}' is not known")
     axes = len(sizes)
