@@ -192,7 +192,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         yield Elsewhere(target, tmp_path)
 
     monkeypatch.setattr(remote, "open_host", opened)
-    monkeypatch.setattr(api, "check_reachable", lambda target: None)
+    monkeypatch.setattr(api.comparing, "check_reachable", lambda target: None)
 
 
 @pytest.mark.usefixtures("elsewhere")
