@@ -64,7 +64,8 @@ def best_form(
             failed.append(f"{form.label} rolled back")
         work.restore(before)
     models = [state.model for _, _, state in ways.values()]
-    found = gate.fastest(before.model, models) if models else None
+    lossy = forms[0].step.pass_.lossy
+    found = gate.fastest(before.model, models, lossy=lossy) if models else None
     if found is None:
         return None
     ranked = sorted(

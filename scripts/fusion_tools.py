@@ -40,7 +40,8 @@ def run_effdl(job: Job) -> Job:
         threads=job["threads"], gate=job["gate"], bench_seconds=seconds, dims=job["dims"]
     )
     report = effdl.optimize(job["model"], job["recipe"], job["out"], options=options)
-    return {"passes": {p.name: p.changes for p in report.passes if p.changes}}
+    kept = [p for p in report.passes if p.status == "changed"]
+    return {"passes": {p.name: p.changes for p in kept}}
 
 
 def run_transformers(job: Job) -> Job:

@@ -59,7 +59,10 @@ class Gate:
     def __init__(self, ratios: dict[int, float | None] | None) -> None:
         self.ratios, self.asked = ratios, list[int]()
 
-    def fastest(self, before: ir.Model, forms: Sequence[ir.Model]) -> list[GateReport] | None:
+    def fastest(
+        self, before: ir.Model, forms: Sequence[ir.Model], *, lossy: bool
+    ) -> list[GateReport] | None:
+        assert not lossy
         self.asked = [len(m.graph) for m in forms]
         if self.ratios is None:
             return None

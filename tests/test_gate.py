@@ -522,3 +522,25 @@ def test_as_many_nodes_are_spared_as_the_error_asks_for(
     report = LocateReport("", "", 1, "", True, None, jumps, 1, 0, False)
     error = float(np.hypot.reduce(effects))
     assert gate_module._enough(report, error, limit) == count
+
+
+@pytest.mark.parametrize(
+    ("lossy", "verdict", "ratio", "interval", "kept"),
+    [
+        (True, "faster", 1.05, (1.02, 1.08), True),
+        (True, "noisy", 1.05, (0.99, 1.11), False),
+        (False, "noisy", 1.05, (0.99, 1.11), True),
+        (False, "noisy", 1.01, (0.96, 1.06), False),
+        (False, "noisy", 0.95, (0.88, 1.02), False),
+        (False, "same", 1.01, (1.0, 1.02), False),
+        (False, "slower", 0.9, (0.88, 0.92), False),
+    ],
+)
+def test_noise_keeps_what_costs_nothing_and_is_probably_faster(
+    lossy: bool, verdict: str, ratio: float, interval: tuple[float, float], kept: bool
+) -> None:
+    latency = Latency(1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 100)
+    model = BenchResult("m.onnx", "", 1, None, 1.0, 1.0, 1, latency, ratio, interval, verdict, 0.02)
+    found = gate_module._judged(model, "why", 1.0, lossy)
+    assert found.kept == kept
+    assert found.reason == ("" if kept else "why")

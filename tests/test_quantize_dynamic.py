@@ -7,7 +7,8 @@ import onnx_ir as ir
 import pytest
 
 from effdl.graph import io
-from effdl.graph.weights import constant
+from effdl.graph.clean import clean
+from effdl.graph.weights import constant, weight_tensors
 from effdl.passes.quantize.dynamic import QuantizeDynamic
 from effdl.runtime.target import Target
 from tests.support import (
@@ -203,9 +204,9 @@ LEFT = {
         y = Gemm<transA=1>(x, w) }""",
     "3 dimensions": """g (float[2,8,64] x) => (float[2,8,64] y) <float[2,64,64] w> {
         y = MatMul(x, w) }""",
-    "recurrent": """g (float[5,1,16] x) => (float[5,1,1,32] y)
-        <float[1,128,16] w, float[1,128,32] r> {
-        y = LSTM<hidden_size=32>(x, w, r) }""",
+    "LSTM only": """g (float[5,1,16] x) => (float[5,1,1,32] y)
+        <float[1,96,16] w, float[1,96,32] r> {
+        y = GRU<hidden_size=32>(x, w, r) }""",
     "columns": """g (int64[3] i) => (float[64,3] y) <float[64,64] w> {
         y = Gather<axis=1>(w, i) }""",
 }
@@ -287,3 +288,56 @@ def test_sample_models_keep_their_answers(name: str) -> None:
     feed = {key: test[key]}
     want, got = outputs(model, feed)[0].argmax(1), outputs(after, feed)[0].argmax(1)
     assert (want == got).mean() > 0.99
+
+
+LSTM = """<ir_version: 8, opset_import: ["": 14]>
+g (float[S,N,16] x, float[D,N,32] h, float[D,N,32] c)
+=> (float[S,D,N,32] y, float[D,N,32] last, float[D,N,32] cell)
+<float[D,128,16] w, float[D,128,32] r, float[D,256] b> {
+  y, last, cell = LSTM<hidden_size=32, direction="DIRECTION">(x, w, r, b, , h, c)
+}"""
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize(("direction", "count"), [("forward", 1), ("bidirectional", 2)])
+def test_a_lstm(direction: str, count: int, per_channel: bool) -> None:
+    text = (
+        LSTM.replace("DIRECTION", direction)
+        .replace("[D,", f"[{count},")
+        .replace(",D,", f",{count},")
+    )
+    model = fill(text)
+    after = quantized(model, 1, per_channel=per_channel)
+    clean(after)
+    assert op_counts(after) == {"DynamicQuantizeLSTM": 1}
+    assert sum(t.nbytes for t in weight_tensors(after)) < 0.4 * sum(
+        t.nbytes for t in weight_tensors(model)
+    )
+    feed = feed_for(model, 3, S=7, N=2)
+    for want, got in zip(outputs(model, feed), outputs(after, feed), strict=True):
+        assert 0 < rel_l2(want, got) < 0.08
+    assert [v.name for v in after.graph.outputs] == ["y", "last", "cell"]
+
+
+def test_a_lstm_inside_a_branch_and_one_that_nobody_reads_in_full() -> None:
+    model = fill(
+        """<ir_version: 8, opset_import: ["": 14]>
+        g (float[S,N,16] x, bool k) => (float[1,N,32] y) <float[1,128,16] w, float[1,128,32] r> {
+            y = If (k) <
+                then_branch = a () => (float[1,N,32] p) { o, p = LSTM<hidden_size=32>(x, w, r) },
+                else_branch = b () => (float[1,N,32] q) {
+                    o2, t = LSTM<hidden_size=32>(x, w, r)
+                    q = Neg(t)
+                }
+            >
+        }"""
+    )
+    after = quantized(model, 2)
+    clean(after)
+    feed = feed_for(model, 3, S=7, N=2)
+    assert 0 < rel_l2(outputs(model, feed)[0], outputs(after, feed)[0]) < 0.08
+
+
+def test_lstm_may_be_left_out() -> None:
+    model = fill(LSTM.replace("DIRECTION", "forward").replace("[D,", "[1,").replace(",D,", ",1,"))
+    quantized(model, 0, recurrent=False)

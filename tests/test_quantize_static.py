@@ -102,7 +102,7 @@ def error(before: ir.Model, after: ir.Model) -> float:
     return max(rel_l2(want, got) for want, got in pairs)
 
 
-@pytest.mark.parametrize("opset", [13, 14, 15, 16, 17, 18, 19, 20, 21])
+@pytest.mark.parametrize("opset", [11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21])
 def test_a_cnn_becomes_8_bit_throughout(opset: int) -> None:
     model = net(opset)
     after = quantized(model)

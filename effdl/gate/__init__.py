@@ -23,6 +23,7 @@ from effdl.passes.base import Pass
 from effdl.recipe import Recipe
 from effdl.report import (
     BenchReport,
+    BenchResult,
     GateReport,
     LocateReport,
     OpChange,
@@ -37,6 +38,8 @@ _GENERATIONS = 3
 """How often processes are started for a pass; starting them takes longer than measuring a small model."""
 _MARGIN = 0.8
 """Share of the limit that a repair aims at, and of the time lost."""
+_SIGMAS = 1.96
+"""Half a 95 % interval, in standard deviations."""
 _SUSPECTS = 32
 """Steps that a repair chooses from."""
 _NAMED = 3
@@ -77,6 +80,30 @@ def _enough(report: LocateReport, error: float | None, limit: float) -> int:
         if rest * error <= _MARGIN * limit * total:
             return len(at_fault(replace(report, jumps=report.jumps[:k])))
     return len(at_fault(report))
+
+
+def _judged(model: BenchResult, said: str, before_ms: float, lossy: bool) -> GateReport:
+    """Return whether a model is kept after a race, and what was measured.
+
+    One that computes the same is kept as well when it is probably faster, where the machine is too noisy
+    to prove it: the result as a whole is measured again, and the input stays when it does not win.
+    """
+    kept = model.verdict == "faster"
+    if model.verdict == "noisy" and not lossy:
+        spread = math.log(model.ci[1] / model.ci[0]) / 2 / _SIGMAS
+        kept = math.log(model.ratio) > spread
+    return GateReport(
+        kept=kept,
+        by="latency",
+        reason="" if kept else said,
+        verdict=model.verdict,
+        ratio=model.ratio,
+        ci=model.ci,
+        noise_floor=model.noise_floor,
+        latency_ms=model.latency.median,
+        before_ms=before_ms,
+        file_bytes=model.file_bytes,
+    )
 
 
 @dataclass
@@ -138,7 +165,8 @@ class Gate:
             return held
         old = self._before or self._write(before)
         new = self._write(after)
-        found = self._smaller(old, new) if by == "size" else self._faster(old, new)
+        smaller = by == "size"
+        found = self._smaller(old, new) if smaller else self._faster(old, new, lossy=step.lossy)
         self._before, gone = (new, old) if found.kept else (old, new)
         self._remove(gone)
         if held is not None:
@@ -219,7 +247,9 @@ class Gate:
         reason = "" if kept else f"the file is not smaller: {before:,} -> {after:,} bytes"
         return GateReport(kept, "size", reason, file_bytes=after)
 
-    def fastest(self, before: ir.Model, forms: Sequence[ir.Model]) -> list[GateReport] | None:
+    def fastest(
+        self, before: ir.Model, forms: Sequence[ir.Model], *, lossy: bool
+    ) -> list[GateReport] | None:
         """Time several models against the one before them, in one race; None where speed is no aim.
 
         The fastest that is kept becomes the model that the next pass is measured against.
@@ -228,7 +258,7 @@ class Gate:
             return None
         old = self._before or self._write(before)
         files = [self._write(m) for m in forms]
-        found = self._timed(old, files)
+        found = self._timed(old, files, lossy)
         kept = [k for k, f in enumerate(found) if f.kept]
         best = max(kept, key=lambda k: found[k].ratio or 0.0, default=None)
         if best is None:  # why the best of them loses
@@ -241,14 +271,14 @@ class Gate:
                 self._remove(file)
         return found
 
-    def _faster(self, old: Path, new: Path) -> GateReport:
-        found = self._timed(old, [new])[0]
+    def _faster(self, old: Path, new: Path, *, lossy: bool) -> GateReport:
+        found = self._timed(old, [new], lossy)[0]
         if found.kept or found.ratio is None:
             return found
         return self._name_operators(found, found.reason, old, new)
 
-    def _timed(self, old: Path, files: Sequence[Path]) -> list[GateReport]:
-        """Time files against ``old``; the reason is the verdict where one is not faster."""
+    def _timed(self, old: Path, files: Sequence[Path], lossy: bool) -> list[GateReport]:
+        """Time files against ``old``; the reason is the verdict where one is not kept."""
         self.tell("measuring")
         try:
             result = self._race([old, *files], self.seconds, _GENERATIONS)
@@ -257,18 +287,7 @@ class Gate:
         except ModelError as e:
             return [GateReport(False, "latency", f"cannot be measured: {e.message}")] * len(files)
         return [
-            GateReport(
-                kept=model.verdict == "faster",
-                by="latency",
-                reason="" if model.verdict == "faster" else said,
-                verdict=model.verdict,
-                ratio=model.ratio,
-                ci=model.ci,
-                noise_floor=model.noise_floor,
-                latency_ms=model.latency.median,
-                before_ms=result.models[0].latency.median,
-                file_bytes=model.file_bytes,
-            )
+            _judged(model, said, result.models[0].latency.median, lossy)
             for model, said in zip(result.models[1:], result.verdict, strict=True)
         ]
 

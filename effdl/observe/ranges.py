@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from effdl.data.feeds import Feed, Feeds, nbytes
-from effdl.graph.weights import Names
-from effdl.runtime.session import Session, open_session
-from effdl.runtime.target import parse_target
+from effdl.data.feeds import Feeds
+from effdl.observe.tensors import MAX_BYTES, tensors
 from effdl.solve.ranges import Histogram
 
 BINS = 4096
-MAX_BYTES = 256 << 20
-"""Bytes of activations that one run may return."""
 _SAMPLES = 1 << 23
 """Values per tensor that go into its histogram, over all feeds."""
 _LEAST_SAMPLES = 4096
@@ -50,19 +46,10 @@ def collect(
     if not names or not len(feeds):
         return {}
     wanted = list(dict.fromkeys(names))
-    inputs = {v.name for v in model.graph.inputs}
-    computed = [n for n in wanted if n not in inputs]
     running = {name: _Growing() for name in wanted}
     per_feed = max(_LEAST_SAMPLES, _SAMPLES // len(feeds))
-    for name in (n for n in wanted if n in inputs):
-        for feed in feeds:
-            running[name].add(feed[name], per_feed)
-    for chunk in _chunks(model, computed, feeds, threads, max_bytes):
-        session = _session(model, chunk, threads)
-        for feed in feeds:
-            for name, array in _run(session, chunk, feed).items():
-                running[name].add(array, per_feed)
-        del session
+    for name, array in tensors(model, wanted, feeds, threads=threads, max_bytes=max_bytes):
+        running[name].add(array, per_feed)
     done = {name: r.histogram() for name, r in running.items()}
     return {name: h for name, h in done.items() if h is not None}
 
@@ -124,59 +111,3 @@ class _Growing:
         if not self.finite or not self.counts.any():
             return None
         return Histogram(self.counts, self.low, self.high, self.minimum, self.maximum)
-
-
-def _chunks(
-    model: ir.Model, names: Sequence[str], feeds: Feeds, threads: int, max_bytes: int
-) -> Iterator[list[str]]:
-    """Split ``names`` so that the arrays of each part fit into ``max_bytes``."""
-    if not names:
-        return
-    sizes = _sizes(model, names, max(feeds, key=nbytes), threads)
-    chunk: list[str] = []
-    used = 0
-    for name in names:
-        if chunk and used + sizes[name] > max_bytes:
-            yield chunk
-            chunk, used = [], 0
-        chunk.append(name)
-        used += sizes[name]
-    yield chunk
-
-
-def _sizes(model: ir.Model, names: Sequence[str], feed: Feed, threads: int) -> dict[str, int]:
-    """Bytes of each tensor on ``feed``; the model returns shapes instead of the tensors."""
-    copy = model.clone()
-    values = _values(copy)
-    fresh = Names(copy)
-    shapes = []
-    for name in names:
-        node = ir.node("Shape", [values[name]])
-        output = node.outputs[0]
-        output.name = fresh.fresh(f"{name}_shape")
-        output.type = ir.TensorType(ir.DataType.INT64)
-        copy.graph.append(node)
-        shapes.append(output)
-    copy.graph.outputs[:] = shapes
-    found = open_session(copy, parse_target("cpu", threads)).run(feed)
-    return {n: 4 * int(np.prod(found[s.name or ""])) for n, s in zip(names, shapes, strict=True)}
-
-
-def _session(model: ir.Model, names: Sequence[str], threads: int) -> Session:
-    """Open a copy of the model whose outputs are ``names``."""
-    copy = model.clone()
-    values = _values(copy)
-    for name in names:
-        if values[name].type is None:
-            values[name].type = ir.TensorType(ir.DataType.FLOAT)
-    copy.graph.outputs[:] = [values[n] for n in names]
-    return open_session(copy, parse_target("cpu", threads))
-
-
-def _run(session: Session, names: Sequence[str], feed: Feed) -> dict[str, npt.NDArray[np.generic]]:
-    found = session.run(feed)
-    return {name: found[name] for name in names}
-
-
-def _values(model: ir.Model) -> dict[str, ir.Value]:
-    return {o.name or "": o for node in model.graph for o in node.outputs}

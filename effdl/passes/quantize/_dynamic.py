@@ -61,6 +61,68 @@ class DynamicWriter:
             made.append(self._node("Add", [made[-1].outputs[0], term], base))
         _replace(node, made)
 
+    def recurrent(self, node: ir.Node) -> None:
+        """Replace an LSTM with constant weights by DynamicQuantizeLSTM.
+
+        Its weights are [directions, inputs, 4 * hidden], transposed against LSTM's; scales and zero points
+        [directions, 4 * hidden].
+        """
+        given: list[ir.Value | None] = [*node.inputs, *[None] * (8 - len(node.inputs))]
+        parts: list[ir.Value] = []
+        for index in (1, 2):
+            value = node.inputs[index]
+            tensor = constant_tensor(value)
+            assert value is not None
+            assert tensor is not None
+            key = (id(tensor), False)
+            if key not in self._weights:
+                q, scales = with_weight(tensor, self._gates)
+                base, home = value.name or "weight", _home(value, node)
+                self._weights[key] = (
+                    add_initializer(home, self._names, f"{base}_quantized", q),
+                    add_initializer(home, self._names, f"{base}_scale", scales),
+                )
+            weight, scale = self._weights[key]
+            given[index] = weight
+            zero = np.zeros(scale.const_value.shape.numpy() if scale.const_value else (), np.int8)
+            name = f"{value.name}_zero_point"
+            parts += [scale, add_initializer(_home(value, node), self._names, name, zero)]
+        attributes = [a for n, a in node.attributes.items() if n != "layout"]
+        made = ir.Node(
+            "com.microsoft",
+            "DynamicQuantizeLSTM",
+            [*given, *parts],
+            attributes,
+            num_outputs=len(node.outputs),
+            name=node.name,
+        )
+        graph = _graph(node)
+        graph.insert_before(node, made)
+        for old, new in zip(node.outputs, made.outputs, strict=True):
+            new.type, new.shape = old.type, old.shape
+            name = old.name or ""
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            old.name, new.name = None, name
+        graph.remove(node, safe=True)
+
+    def _gates(self, weight: Float) -> tuple[Int, Float]:
+        """Quantize [directions, 4 * hidden, inputs], one scale per row; transpose the integers."""
+        directions, rows, inputs = weight.shape
+        flat = weight.reshape(directions * rows, inputs)
+        scales = weight_scales(
+            flat,
+            0 if self._per_channel else None,
+            method=self._method,
+            saturation_guard=self._guard,
+        )
+        q = quantize(flat, scales, np.int8(0), "int8", 0).reshape(weight.shape)
+        shape = (directions, rows) if self._per_channel else (directions,)
+        full = np.array(np.broadcast_to(scales, (directions * rows,)).reshape(directions, rows))
+        return (
+            np.ascontiguousarray(q.transpose(0, 2, 1)),
+            full if self._per_channel else np.ascontiguousarray(full[:, 0]).reshape(shape),
+        )
+
     def embedding(self, node: ir.Node) -> None:
         """Replace a Gather of rows of a constant table: int8 rows and one scale per row."""
         table, indices = node.inputs[0], node.inputs[1]

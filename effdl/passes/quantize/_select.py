@@ -52,7 +52,7 @@ class Selection:
 
     nodes: dict[ir.Node, None] = field(default_factory=dict)
     absorbed: dict[ir.Node, ir.Node] = field(default_factory=dict)
-    skipped: list[tuple[ir.Node, str]] = field(default_factory=list)
+    skipped: list[tuple[ir.Node | str, str]] = field(default_factory=list)
     info: dict[str, ValueInfo] = field(default_factory=dict)
 
     def output(self, node: ir.Node) -> ir.Value:

@@ -16,7 +16,7 @@ from effdl.passes.quantize._format import decline
 from effdl.passes.quantize._select import PACKED_ATTENTION, is_quantized
 from effdl.solve.quantize import WeightMethod
 
-_RECURRENT = ("LSTM", "GRU", "RNN")
+_RECURRENT = ("GRU", "RNN")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
@@ -26,14 +26,14 @@ class QuantizeDynamic(NodePass):
     What it does: gives MatMul and Gemm nodes with constant weights int8 weights, one scale per
     output column, and quantizes their inputs to uint8 at every run; products that read the same
     input share that step. Embedding tables (Gather of rows) are stored as int8 with one scale per
-    row. Needs no calibration data.
+    row, LSTM layers become DynamicQuantizeLSTM. Needs no calibration data.
 
     When it helps: transformers and other networks of matrix products on CPUs: about twice as fast
     with VNNI or AMX, at a quarter of the weight size.
 
     When it does not: convolutions, for which the run-time form is several times slower than float
     (use quantize_static); small products, where finding the range costs more than it saves; CUDA,
-    where the pass declines; recurrent layers, which stay float.
+    where the pass declines; GRU and RNN layers, which stay float.
 
     Example:
         passes: [simplify, fuse_layernorm, fuse_gelu, quantize_dynamic]
@@ -53,6 +53,8 @@ class QuantizeDynamic(NodePass):
     """Weights with fewer elements stay float."""
     embeddings: bool = True
     """Whether to store embedding tables as int8 rows."""
+    recurrent: bool = True
+    """Whether LSTM layers get int8 weights too."""
 
     def run(self, model: ir.Model, ctx: Context) -> int:
         """Return the number of nodes that became 8-bit."""
@@ -65,6 +67,9 @@ class QuantizeDynamic(NodePass):
             ctx.touch(node, f"{node.op_type} with int8 weights")
             if is_op(node, "Gather"):
                 writer.embedding(node)
+            elif is_op(node, "LSTM"):
+                writer.recurrent(node)
+                model.opset_imports.setdefault("com.microsoft", 1)
             else:
                 writer.product(node)
         counts = Counter(n.op_type for n in chosen)
@@ -103,7 +108,9 @@ class QuantizeDynamic(NodePass):
         if is_op(node, "Attention", domain="com.microsoft"):
             return PACKED_ATTENTION
         if is_op(node, *_RECURRENT):
-            return "recurrent layers stay float"
+            return "ONNX Runtime has an 8-bit kernel for LSTM only"
+        if is_op(node, "LSTM"):
+            return self._recurrent(node)
         if is_op(node, "Gather"):
             weight = constant_tensor(node.inputs[0])
             if weight is None or weight.dtype != ir.DataType.FLOAT or len(weight.shape) != 2:
@@ -121,6 +128,21 @@ class QuantizeDynamic(NodePass):
         if weight.size < self.min_size:
             return f"its weight has {weight.size} elements, less than min_size"
         return self._embedding(node) if is_op(node, "Gather") else _product(node)
+
+    def _recurrent(self, node: ir.Node) -> str:
+        if not self.recurrent or not self.selected(node):
+            return "left out by the options"
+        weights = [constant_tensor(v) for v in node.inputs[1:3]]
+        if any(w is None for w in weights):
+            return "its weights are computed or fed"
+        kinds = [w for w in weights if w is not None]
+        if any(w.dtype != ir.DataType.FLOAT or len(w.shape) != 3 for w in kinds):
+            return "its weights are not float32 of 3 dimensions"
+        if int_attr(node, "layout", 0):
+            return "its layout is 1, which the 8-bit kernel does not know"
+        if sum(w.size for w in kinds) < self.min_size:
+            return f"its weights have less than {self.min_size} elements (min_size)"
+        return ""
 
     def _embedding(self, node: ir.Node) -> str:
         if not self.embeddings:

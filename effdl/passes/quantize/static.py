@@ -9,8 +9,9 @@ from typing import ClassVar
 import onnx_ir as ir
 from pydantic import Field
 
-from effdl.errors import DataError
-from effdl.graph.walk import is_op
+from effdl.errors import DataError, ModelError
+from effdl.graph.versions import convert_opset
+from effdl.graph.walk import is_op, opset
 from effdl.observe.ranges import collect
 from effdl.passes.base import Context, NodePass
 from effdl.passes.quantize._format import Format, IntType, choose, decline
@@ -28,6 +29,9 @@ from effdl.passes.quantize._select import (
 from effdl.solve.quantize import WeightMethod
 from effdl.solve.ranges import Histogram, Method, select_range, silu
 
+_OPSET = 13
+"""What QuantizeLinear with one scale per channel came with."""
+
 
 class QuantizeStatic(NodePass):
     """Compute convolutions and matrix products in 8-bit integers, with ranges from calibration data.
@@ -37,7 +41,8 @@ class QuantizeStatic(NodePass):
     around the Add, Mul, Concat, pooling, Resize, Sigmoid and data-moving nodes between them, where
     ONNX Runtime's 8-bit kernels take them up. Weights become int8 with one scale per output channel,
     biases int32. The number types follow the target: uint8 activations with int8 weights on x86,
-    int8 with int8 on Arm. Relu and Clip disappear into the ranges.
+    int8 with int8 on Arm. Relu and Clip disappear into the ranges. A model of an opset before 13 is
+    converted to it.
 
     When it helps: convolutional networks on CPUs with VNNI, AMX or Arm dot products, at a quarter of
     the weight size. Fold batch norms first.
@@ -53,7 +58,6 @@ class QuantizeStatic(NodePass):
     lossy: ClassVar[bool] = True
     claims: ClassVar[frozenset[str]] = frozenset({"latency", "size"})
     needs_data: ClassVar[bool] = True
-    min_opset: ClassVar[int] = 13
 
     calibration_method: Method = "mse"
     """How a range is chosen: all values, a share of them, least divergence or least squared error."""
@@ -80,6 +84,8 @@ class QuantizeStatic(NodePass):
         chosen = self._select(model, ctx, form)
         if chosen is None:
             return 0
+        if chosen.nodes and 0 < opset(model) < _OPSET:
+            chosen = self._on_newer(model, ctx, form, chosen)
         if not chosen.nodes:
             _tell_skipped(chosen, ctx)
             return 0
@@ -96,6 +102,27 @@ class QuantizeStatic(NodePass):
             return 0
         self._write(model, ctx, form, chosen, seen)
         return len(chosen.nodes)
+
+    def _on_newer(
+        self, model: ir.Model, ctx: Context, form: Format, chosen: Selection
+    ) -> Selection:
+        """Convert an older model to the opset that one scale per channel came with; choose again."""
+        old, functions = model.graph, dict(model.functions)
+        try:
+            convert_opset(model, _OPSET)
+            again = self._select(model, ctx, form)
+        except ModelError as e:
+            chosen.nodes.clear()
+            chosen.skipped.append(("model", f"cannot be converted to opset {_OPSET}: {e.message}"))
+            return chosen
+        if again is None or not again.nodes:
+            model.graph = old
+            model.functions.clear()
+            model.functions.update(functions)
+            chosen.nodes.clear()
+            return chosen
+        ctx.note("converted_to_opset", _OPSET)
+        return again
 
     def candidates(self, model: ir.Model, ctx: Context) -> list[str] | None:
         """Names of the nodes that would become 8-bit."""

@@ -1,0 +1,119 @@
+"""Second moments of what layers read, on calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from effdl.data.feeds import Feeds
+from effdl.observe.rows import Rows
+from effdl.observe.tensors import tensors
+
+_ROWS_PER_INPUT = 12
+"""Rows, per number in a row, that are looked at over all feeds; more add nothing."""
+_LEAST_ROWS = 256
+MAX_BYTES = 512 << 20
+"""Bytes that the moments of one group of layers may take."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What is known of the rows x that a layer reads.
+
+    Args:
+        second: [groups, K, K], the mean of x x^T.
+        mean: [groups, K], the mean of x.
+        magnitude: [groups, K], the mean of |x|.
+        rows: how many were looked at.
+    """
+
+    second: npt.NDArray[np.float64]
+    mean: npt.NDArray[np.float64]
+    magnitude: npt.NDArray[np.float64]
+    rows: int
+
+
+def moments(
+    model: ir.Model,
+    layers: Mapping[str, Rows],
+    feeds: Feeds,
+    *,
+    threads: int = 0,
+    max_bytes: int = MAX_BYTES,
+) -> Iterator[tuple[str, Moments]]:
+    """Yield the moments of each layer, group after group, so that few are in memory at a time.
+
+    Args:
+        model: a float model; it is not changed.
+        layers: what each reads, by any key.
+        feeds: calibration samples.
+        threads: intra-op threads, 0 for ONNX Runtime's choice.
+        max_bytes: of the moments of a group; the model runs over the data once for each group.
+
+    A layer whose input was not finite somewhere, or held nothing, is left out.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load or run the model.
+    """
+    if not len(feeds):
+        return
+    for group in _groups(layers, max_bytes):
+        sums = {key: _Sums(layers[key], len(feeds)) for key in group}
+        readers: dict[str, list[_Sums]] = {}
+        for key in group:
+            readers.setdefault(layers[key].value, []).append(sums[key])
+        for name, array in tensors(model, list(readers), feeds, threads=threads):
+            for reader in readers[name]:
+                reader.add(array)
+        for key in group:
+            found = sums.pop(key).moments()
+            if found is not None:
+                yield key, found
+
+
+def _groups(layers: Mapping[str, Rows], max_bytes: int) -> Iterator[list[str]]:
+    group: list[str] = []
+    used = 0
+    for key, rows in layers.items():
+        size = 8 * rows.groups * rows.width**2
+        if group and used + size > max_bytes:
+            yield group
+            group, used = [], 0
+        group.append(key)
+        used += size
+    if group:
+        yield group
+
+
+class _Sums:
+    def __init__(self, source: Rows, feeds: int) -> None:
+        groups, width = source.groups, source.width
+        self.source = source
+        self.second = np.zeros((groups, width, width))
+        self.first = np.zeros((groups, width))
+        self.absolute = np.zeros((groups, width))
+        self.rows = 0
+        self.finite = True
+        self._most = max(_LEAST_ROWS, -(-_ROWS_PER_INPUT * width // feeds))
+
+    def add(self, array: npt.NDArray[np.generic]) -> None:
+        if not self.finite or not array.size:
+            return
+        rows = self.source.take(array, self._most)
+        if not np.isfinite(rows).all():
+            self.finite = False
+            return
+        self.second += rows.transpose(0, 2, 1) @ rows
+        self.first += rows.sum(1, dtype=np.float64)
+        self.absolute += np.abs(rows).sum(1, dtype=np.float64)
+        self.rows += rows.shape[1]
+
+    def moments(self) -> Moments | None:
+        if not self.finite or not self.rows:
+            return None
+        n = self.rows
+        return Moments(self.second / n, self.first / n, self.absolute / n, n)
