@@ -8,10 +8,12 @@ import onnx_ir as ir
 from pydantic import ValidationError
 
 from effdl import passes
-from effdl.errors import EffdlError
+from effdl.data.random import random_feeds
+from effdl.errors import EffdlError, ModelError
 from effdl.graph.clean import clean
 from effdl.graph.scratch import scratch
 from effdl.graph.walk import opset
+from effdl.measure.verify import run_all
 from effdl.passes.base import Context, Pass, PassLog
 from effdl.recipe import Step
 from effdl.recipe.patterns import match_patterns
@@ -66,7 +68,7 @@ def explain(
             ctx.log.touched.extend((n, "candidate") for n in names if n not in known)
             changes = len(names)
         elif not reason:
-            changes = step.pass_.run(twin, ctx)
+            changes = _run(step, model, twin, ctx)
     log = ctx.log
     if not changes and not reason:
         reason = "nothing in the model is a candidate" if not log.skipped else "no candidate fits"
@@ -80,6 +82,23 @@ def explain(
         tuple(log.skipped),
         reason,
     )
+
+
+def _run(step: Step, model: ir.Model, twin: ir.Model, ctx: Context) -> int:
+    try:
+        return step.pass_.run(twin, ctx)
+    except EffdlError:
+        raise
+    except Exception as e:
+        try:
+            here = parse_target("cpu")
+            run_all(model, random_feeds(model, count=1, target=here), here)
+        except EffdlError as why:  # the checker takes graphs that no runtime does
+            raise ModelError(
+                f"{step.name} fails on this model ({type(e).__name__}: {e}), which does not run as it is "
+                f"either: {why.message}"
+            ) from e
+        raise
 
 
 def _try(step: Pass, model: ir.Model, folder: Path) -> tuple[int, str]:

@@ -25,7 +25,7 @@ import effdl  # noqa: F401  (before onnxruntime: switches its telemetry off)
 # isort: split
 import numpy as np
 import onnxruntime as ort
-from quantizer_rows import Row, rows
+from real_models import Row, rows
 from sections import with_section
 
 from effdl import api

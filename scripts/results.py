@@ -16,8 +16,6 @@ import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import effdl  # noqa: F401  (before onnxruntime: switches its telemetry off)
@@ -25,8 +23,6 @@ import effdl  # noqa: F401  (before onnxruntime: switches its telemetry off)
 # isort: split
 import numpy as np
 import onnx
-import onnxruntime as ort
-import real_data
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantType,
@@ -34,121 +30,30 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from real_models import Row, rows
 from sections import keeping
 
 from effdl import api
-from effdl.data.metrics import METRICS
 from effdl.render.numbers import size
 
 ROOT = Path(__file__).parent.parent
-CALIBRATION = 200
-
-
-@dataclass
-class Row:
-    """One model: its preset, what scores it, how it is timed."""
-
-    name: str
-    model: Path
-    preset: str
-    calibration: dict[str, np.ndarray] | None
-    metric: str
-    score: Callable[[Path], float]
-    timing: dict[str, np.ndarray]
-
-
-def run_all(model: Path, feed: dict[str, np.ndarray], step: int = 100) -> list[np.ndarray]:
-    """Run a model over all samples in batches; returns its first output's batches."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(model, options)
-    count = len(next(iter(feed.values())))
-    return [
-        session.run(None, {k: v[i : i + step] for k, v in feed.items()})[0]
-        for i in range(0, count, step)
-    ]
-
-
-def cifar(name: str) -> Row:
-    images, labels = real_data.cifar_test()
-    path = real_data.shared() / "models" / f"{name}.onnx"
-    key = ort.InferenceSession(path).get_inputs()[0].name
-    calibration = {key: real_data.cifar_calibration()[:CALIBRATION]}
-    return Row(
-        name,
-        path,
-        "cnn-int8",
-        calibration,
-        "top-1",
-        lambda m: METRICS["top1"](np.concatenate(run_all(m, {key: images})), labels),
-        {key: images[:1]},
-    )
-
-
-def mobilenet() -> Row:
-    path = real_data.shared() / "models" / "mobilenetv2_fp32_from_qdq.onnx"
-    test = real_data.photographs(244, 20, seed=2)
-    want = np.concatenate(run_all(path, {"image": test}, 20))
-    return Row(
-        "mobilenetv2_fp32",
-        path,
-        "cnn-int8",
-        {"image": real_data.photographs(244, 10, seed=1)},
-        "top-1 agreement",
-        lambda m: METRICS["top1"](np.concatenate(run_all(m, {"image": test}, 20)), want.argmax(-1)),
-        {"image": test[:1]},
-    )
-
-
-def yolox() -> Row:
-    path = real_data.shared() / "models" / "yolox_nano.onnx"
-    test = real_data.photographs_bgr(416, 2, seed=2)
-    want = np.concatenate(run_all(path, {"images": test}, 1))
-
-    def error(model: Path) -> float:
-        got = np.concatenate(run_all(model, {"images": test}, 1))
-        return float(np.linalg.norm(got - want) / np.linalg.norm(want))
-
-    calibration = {"images": real_data.photographs_bgr(416, 6, seed=1)}
-    return Row(
-        "yolox_nano", path, "cnn-int8", calibration, "output error", error, {"images": test[:1]}
-    )
-
-
-def minilm(path: Path) -> Row:
-    data = real_data.Sentences("test")
-
-    def embed(session: ort.InferenceSession, sentences: list[str]) -> np.ndarray:
-        order = np.argsort([len(s) for s in sentences])
-        out = np.zeros((len(sentences), 384), np.float32)
-        for i in range(0, len(order), 32):
-            chosen = order[i : i + 32]
-            feed = data.batch([sentences[k] for k in chosen])
-            out[chosen] = session.run(["sentence_embedding"], feed)[0]
-        return out
-
-    def spearman(model: Path) -> float:
-        session = ort.InferenceSession(model)
-        a, b = (embed(session, [p[k] for p in data.pairs]) for k in (0, 1))
-        return METRICS["spearman"]((a * b).sum(-1), data.scores)
-
-    text = " ".join(a for a, _ in data.pairs[:40])
-    feed = data.batch([text], length=128)
-    return Row(
-        "all-MiniLM-L6-v2", path, "transformer-int8", None, "Spearman, STS-b", spearman, feed
-    )
+MODELS = ("cifar_resnet20", "cifar_vgg", "mobilenetv2_fp32", "yolox_nano", "all-MiniLM-L6-v2")
 
 
 class Reader(CalibrationDataReader):
-    """Feeds the peer one sample at a time."""
+    """Feeds the peer the calibration data."""
 
-    def __init__(self, samples: dict[str, np.ndarray]) -> None:
-        count = len(next(iter(samples.values())))
-        self.feeds = iter([{k: v[i : i + 1] for k, v in samples.items()} for i in range(count)])
+    def __init__(self, row: Row) -> None:
+        self.feeds = row.feeds()
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """Return the next feed, None at the end."""
         return next(self.feeds, None)
+
+
+def dynamic(row: Row) -> bool:
+    """Whether activations are quantized at run time, which needs no calibration data."""
+    return row.preset == "transformer-int8"
 
 
 def peer(row: Row, goal: Path, folder: Path) -> str:
@@ -161,13 +66,13 @@ def peer(row: Row, goal: Path, folder: Path) -> str:
             source = folder / "opset13.onnx"
             onnx.save(onnx.version_converter.convert_version(onnx.load(row.model), 13), source)
         quant_pre_process(source, ready, skip_symbolic_shape=True)
-        if row.calibration is None:
+        if dynamic(row):
             quantize_dynamic(ready, goal, per_channel=True, weight_type=QuantType.QInt8)
         else:
             quantize_static(
                 ready,
                 goal,
-                Reader(row.calibration),
+                Reader(row),
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
@@ -190,7 +95,7 @@ def measure(row: Row, folder: Path, seconds: float) -> dict[str, object]:
         "-o",
         str(ours),
     ]
-    if row.calibration is not None:
+    if not dynamic(row):
         np.savez(folder / "calib.npz", **row.calibration)
         command += ["--data", str(folder / "calib.npz")]
     command += ["--report", str(folder / "run.json")]
@@ -275,17 +180,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write docs/results.md")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
-    rows: dict[str, Callable[[], Row]] = {
-        "cifar_resnet20": lambda: cifar("cifar_resnet20"),
-        "cifar_vgg": lambda: cifar("cifar_vgg"),
-        "mobilenetv2_fp32": mobilenet,
-        "yolox_nano": yolox,
-    }
-    if args.minilm:
-        rows["all-MiniLM-L6-v2"] = lambda: minilm(args.minilm)
+    every = rows(args.minilm)
     results = []
-    for name, make in rows.items():
-        if args.only in (None, name):
+    for name, make in every.items():
+        if name in MODELS and args.only in (None, name):
             with tempfile.TemporaryDirectory(prefix="effdl-results-") as folder:
                 results.append(measure(make(), Path(folder), args.seconds))
             print(json.dumps(results[-1], indent=1), file=sys.stderr)

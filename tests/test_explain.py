@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 import effdl
 from effdl.cli.app import app
-from effdl.errors import RecipeError, UsageError
+from effdl.errors import ModelError, RecipeError, UsageError
+from effdl.passes.base import Context
+from effdl.passes.fuse.gelu import FuseGelu
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 GELU = """
@@ -66,3 +68,23 @@ def test_faults_are_named() -> None:
         effdl.explain(model, "fuse_atention")
     with pytest.raises(UsageError, match="'form' of fuse_attention must be"):
         effdl.explain(model, "fuse_attention", overrides=["form=best"])
+
+
+@pytest.mark.parametrize(("width", "error"), [(4, ValueError), (3, ModelError)])
+def test_a_pass_that_fails_on_a_model_that_never_ran_is_no_bug(
+    width: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: FuseGelu, model: ir.Model, ctx: Context) -> int:
+        raise ValueError("unexpected")
+
+    monkeypatch.setattr(FuseGelu, "run", fails)
+    model = ir.from_onnx_text(
+        f"""<ir_version: 8, opset_import: ["" : 17]> g (float[2, n] x) => (float[2, m] y)
+        <float[{width}] w = {{{", ".join(["1.0"] * width)}}}> {{
+            four = Constant <value = int64[2] {{2, 4}}> ()
+            z = Reshape (x, four)
+            y = Add (z, w)
+        }}"""
+    )
+    with pytest.raises(error, match="unexpected"):
+        effdl.explain(model, "fuse_gelu")

@@ -432,3 +432,29 @@ def test_sample_cnn_without_batch_norm_layers_keeps_its_answers() -> None:
     feed = {"image": test["image"]}
     want, got = outputs(model, feed)[0].argmax(1), outputs(after, feed)[0].argmax(1)
     assert (want == got).mean() > 0.99
+
+
+POSITIVE = """<ir_version: 8, opset_import: ["": 13]>
+g (float[N,8,10,10] x) => (float[N,16,10,10] y, float[N,12] z)
+<float[16,4,3,3] w, float[16] b, float[12,1600] wz, float[12] bz> {
+  y = Conv<group = 2, pads = [1,1,1,1]>(x, w, b)
+  flat = Flatten(y)
+  z = Gemm<transB = 1>(flat, wz, bz)
+}"""
+
+
+def test_biases_take_back_what_rounding_does_to_the_mean() -> None:
+    model = fill(POSITIVE)
+    rng = np.random.default_rng(5)
+    data = [{"x": rng.uniform(0.5, 1.5, (4, 8, 10, 10)).astype(np.float32)} for _ in range(8)]
+    feeds = Feeds(data, "test", True)
+    shifts = {}
+    for corrected in (True, False):
+        after = model.clone()
+        options = {"per_channel": False, "reduce_range": True, "bias_correction": corrected}
+        changes, _ = run_pass(QuantizeStatic(**options), after, feeds=feeds)
+        assert changes >= 2
+        pairs = [(outputs(model, feed), outputs(after, feed)) for feed in data]
+        change = np.stack([got[0] - want[0] for want, got in pairs])
+        shifts[corrected] = np.abs(change.mean((0, 1, 3, 4))).mean()
+    assert shifts[True] < 0.4 * shifts[False]

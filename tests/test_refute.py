@@ -110,3 +110,17 @@ def test_a_constant_outside_counts_inside(small: bool) -> None:
         m.graph.inputs.append(m.graph.initializers.pop("axes"))
     inner = m.graph.node(0).attributes["then_branch"].as_graph()
     assert infer(m).static(inner.outputs[0]) == ((2, 1, 3) if small else None)
+
+
+def test_only_operators_that_are_strict_everywhere_decide() -> None:
+    """ONNX refuses this Concat of ranks 3 and 2; whether every runtime does is not for us to say."""
+    m = model("other = Gemm (w, c)\n y = Concat <axis = 0> (v, other)", "float[p, 8] y")
+    eye = [float(i == j) for i in range(4) for j in range(8)]
+    tensor = ir.tensor(np.array(eye, np.float32).reshape(4, 8), name="c")
+    constant = ir.Value(
+        name="c", const_value=tensor, shape=ir.Shape([4, 8]), type=ir.TensorType(ir.DataType.FLOAT)
+    )
+    gemm = next(n for n in m.graph if n.op_type == "Gemm")
+    m.graph.register_initializer(constant)
+    gemm.replace_input_with(1, constant)
+    assert settled_ifs(m) == {}

@@ -40,6 +40,38 @@ class Feeds:
         """Return the first ``count`` feeds."""
         return Feeds(self.batches[:count], self.source, self.real)
 
+    def split(self, every: int) -> tuple[Feeds, Feeds]:
+        """Return the feeds without every ``every``-th one, and those; all and none where they are few."""
+        numbers = range(len(self))
+        if len(self) < 2 * every:
+            return self, Feeds((), self.source, self.real)
+        apart = [k for k in numbers if k % every == every - 1]
+        rest = [k for k in numbers if k % every != every - 1]
+        kept, held = (_Chosen(self.batches, n) for n in (rest, apart))
+        return Feeds(kept, self.source, self.real), Feeds(held, self.source, self.real)
+
+
+class _Chosen(Sequence[Feed]):
+    """Some of a list of feeds, which are still made only when they are asked for."""
+
+    def __init__(self, feeds: Sequence[Feed], numbers: Sequence[int]) -> None:
+        self._feeds = feeds
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Feed: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> _Chosen: ...
+
+    def __getitem__(self, index: int | slice) -> Feed | _Chosen:
+        if isinstance(index, slice):
+            return _Chosen(self._feeds, self._numbers[index])
+        return self._feeds[self._numbers[index]]
+
 
 class LazyFeeds(Sequence[Feed]):
     """Feeds that are made when they are asked for, so that thousands of images need little memory.

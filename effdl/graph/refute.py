@@ -7,6 +7,7 @@ could not have run, and the If is no question.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import onnx
@@ -17,6 +18,14 @@ from effdl.graph.shape_values import graphs, set_nodes, take_branch
 from effdl.graph.shapes import Types, solve, values_by_name
 from effdl.graph.walk import all_nodes, is_op
 
+_STRICT = frozenset(
+    (
+        *("LSTM", "GRU", "RNN", "Gemm", "Conv", "ConvTranspose", "BatchNormalization"),
+        *("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"),
+    )
+)
+"""Operators that take one rank only, to ONNX and to every runtime; others may be less strict than ONNX."""
+_OP = re.compile(r"op_type:\s*(\w+)")
 _MOST = 32
 """Ifs of one model that are looked at: each costs two inferences of the whole."""
 
@@ -34,14 +43,15 @@ def settled_ifs(model: ir.Model) -> dict[ir.Node, bool]:
         return {}
     proto = outline(model)
     types = solve(proto, model)
-    if types is None or _contradicts(proto):
+    if types is None or _complaint(proto):
         return {}
     found: dict[ir.Node, bool] = {}
     for name in _open_ifs(proto, types)[:_MOST]:
-        possible = [c for c in (True, False) if not _contradicts(_assuming(proto, model, name, c))]
+        trials = {c: _complaint(_assuming(proto, model, name, c)) for c in (True, False)}
+        refuted = [c for c, why in trials.items() if any(op in _STRICT for op in _OP.findall(why))]
         node = table[name].producer()
-        if len(possible) == 1 and node is not None:
-            found[node] = possible[0]
+        if len(refuted) == 1 and not trials[not refuted[0]] and node is not None:
+            found[node] = not refuted[0]
     return found
 
 
@@ -81,10 +91,10 @@ def _assuming(
     return trial
 
 
-def _contradicts(proto: onnx.ModelProto) -> bool:
-    """Whether an operator refuses what it gets."""
+def _complaint(proto: onnx.ModelProto) -> str:
+    """Return what ONNX has to say against the model, with the operators it names; empty for nothing."""
     try:
         onnx.shape_inference.infer_shapes(proto, data_prop=True, strict_mode=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        return True
-    return False
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
+        return str(e) or type(e).__name__
+    return ""

@@ -25,7 +25,7 @@ class Moments:
     """What is known of the rows x that a layer reads.
 
     Args:
-        second: [groups, K, K], the mean of x x^T.
+        second: [groups, K, K], the mean of x x^T; empty where it was not asked for.
         mean: [groups, K], the mean of x.
         magnitude: [groups, K], the mean of |x|.
         rows: how many were looked at.
@@ -42,6 +42,7 @@ def moments(
     layers: Mapping[str, Rows],
     feeds: Feeds,
     *,
+    second: bool = True,
     threads: int = 0,
     max_bytes: int = MAX_BYTES,
 ) -> Iterator[tuple[str, Moments]]:
@@ -51,6 +52,7 @@ def moments(
         model: a float model; it is not changed.
         layers: what each reads, by any key.
         feeds: calibration samples.
+        second: whether second moments are wanted, which cost K times as much as the others.
         threads: intra-op threads, 0 for ONNX Runtime's choice.
         max_bytes: of the moments of a group; the model runs over the data once for each group.
 
@@ -61,8 +63,8 @@ def moments(
     """
     if not len(feeds):
         return
-    for group in _groups(layers, max_bytes):
-        sums = {key: _Sums(layers[key], len(feeds)) for key in group}
+    for group in _groups(layers, max_bytes) if second else [list(layers)]:
+        sums = {key: _Sums(layers[key], len(feeds), second) for key in group}
         readers: dict[str, list[_Sums]] = {}
         for key in group:
             readers.setdefault(layers[key].value, []).append(sums[key])
@@ -90,10 +92,10 @@ def _groups(layers: Mapping[str, Rows], max_bytes: int) -> Iterator[list[str]]:
 
 
 class _Sums:
-    def __init__(self, source: Rows, feeds: int) -> None:
+    def __init__(self, source: Rows, feeds: int, second: bool) -> None:
         groups, width = source.groups, source.width
         self.source = source
-        self.second = np.zeros((groups, width, width))
+        self.second = np.zeros((groups, width, width) if second else (0, 0, 0))
         self.first = np.zeros((groups, width))
         self.absolute = np.zeros((groups, width))
         self.rows = 0
@@ -107,7 +109,8 @@ class _Sums:
         if not np.isfinite(rows).all():
             self.finite = False
             return
-        self.second += rows.transpose(0, 2, 1) @ rows
+        if self.second.size:
+            self.second += rows.transpose(0, 2, 1) @ rows
         self.first += rows.sum(1, dtype=np.float64)
         self.absolute += np.abs(rows).sum(1, dtype=np.float64)
         self.rows += rows.shape[1]

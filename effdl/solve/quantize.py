@@ -171,6 +171,18 @@ def bias_scale_floor(bias: Float, input_scale: float) -> Float:
     return (np.abs(bias, dtype=np.float64) / (float(input_scale) * _BIAS_LIMIT)).astype(np.float32)
 
 
+def mean_shift(change: Float, mean: Any) -> npt.NDArray[np.float64]:
+    """Return by how much a change of weights moves the mean of each output.
+
+    Args:
+        change: [N, K], new weights minus old ones.
+        mean: [groups, K], the mean of what they are multiplied with; outputs come group after group.
+    """
+    groups, width = mean.shape
+    parts = change.astype(np.float64).reshape(groups, -1, width)
+    return np.einsum("gnk,gk->gn", parts, np.asarray(mean, np.float64)).reshape(-1)
+
+
 def quantize_bias(bias: Float, input_scale: float, scales: Float) -> tuple[Int, Float]:
     """Return the int32 bias and its scales, input scale times weight scale.
 

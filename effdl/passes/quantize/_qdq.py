@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from effdl.graph.walk import is_op
@@ -19,6 +20,8 @@ from effdl.solve.quantize import (
     WeightMethod,
     affine_parameters,
     bias_scale_floor,
+    dequantize,
+    mean_shift,
     quantize,
     quantize_bias,
     weight_scales,
@@ -33,16 +36,23 @@ class QDQWriter:
         form: the number format.
         per_channel: one weight scale per output channel.
         weight_method: how weight scales are chosen.
+        means: the mean of what each layer reads, [groups, K], for the correction of its bias.
     """
 
     def __init__(
-        self, model: ir.Model, form: Format, per_channel: bool, weight_method: WeightMethod
+        self,
+        model: ir.Model,
+        form: Format,
+        per_channel: bool,
+        weight_method: WeightMethod,
+        means: Mapping[ir.Node, npt.NDArray[np.float64]] | None = None,
     ) -> None:
         self._graph = model.graph
         self._names = Names(model)
         self._form = form
         self._per_channel = per_channel
         self._weight_method = weight_method
+        self._means = means or {}
         self._grids: dict[int, tuple[ir.Value, ir.Value]] = {}
         self._weights: dict[tuple[int, int | None, bytes], tuple[ir.Value, ...]] = {}
 
@@ -134,6 +144,8 @@ class QDQWriter:
         if bias is not None:
             floor = bias_scale_floor(bias, float(grid.scale))
         q, scale, zero = self._weight(value, axis, floor)
+        if node in self._means and bias is not None:
+            bias = (bias - self._shift(node, q, scale, zero)).astype(np.float32)
         dq = self._node("DequantizeLinear", [q, scale, zero], value.name or "weight", axis)
         dq.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         dq.outputs[0].shape = q.shape
@@ -143,6 +155,21 @@ class QDQWriter:
             scales = scale.const_value
             assert scales is not None
             self._bias(node, bias_value.name or "bias", bias, grid, scales.numpy())
+
+    def _shift(self, node: ir.Node, *quantized: ir.Value) -> npt.NDArray[np.float64]:
+        """Return by how much the rounding of the weights moves the mean of each output."""
+        tensor = constant_tensor(node.inputs[1])
+        assert tensor is not None
+        q, scale, zero = (constant(v) for v in quantized)
+        flip = is_op(node, "Gemm") and weight_axis(node) == 1
+
+        def work(weight: Float) -> npt.NDArray[np.float64]:
+            axis = weight_axis(node) if self._per_channel else 0
+            change = dequantize(q, scale, zero, axis) - weight  # type: ignore[arg-type]
+            rows = change.T if flip else change.reshape(change.shape[0], -1)
+            return mean_shift(rows, self._means[node])
+
+        return with_weight(tensor, work)
 
     def _weight(self, value: ir.Value, axis: int | None, floor: Array) -> tuple[ir.Value, ...]:
         """Return integer weight, scale and zero point; users with the same needs share them."""

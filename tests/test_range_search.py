@@ -1,0 +1,114 @@
+"""Ranges are judged by what the whole model makes of data that was held out."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from effdl.data.feeds import Feeds
+from effdl.graph import io
+from effdl.passes.quantize._search import search_ranges
+from effdl.passes.quantize.static import QuantizeStatic
+from tests.support import context, from_text, outputs, rel_l2
+from tests.test_quantize_static import fill
+
+FLOAT = '<ir_version: 8, opset_import: ["": 13]> g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }'
+
+
+def clipped(ranges: Mapping[str, tuple[float, float]]) -> ir.Model:
+    """What ranges do to the model above, and nothing else."""
+    high = ranges["a"][1] + ranges["b"][1]
+    return from_text(
+        f"""<ir_version: 8, opset_import: ["": 13]> g (float[N,4] x) => (float[N,4] y)
+        <float low = {{0.0}}, float high = {{{high}}}> {{ y = Clip(x, low, high) }}"""
+    )
+
+
+def samples(count: int = 4) -> Feeds:
+    rng = np.random.default_rng(0)
+    return Feeds(
+        [{"x": rng.uniform(-9, 9, (2, 4)).astype(np.float32)} for _ in range(count)], "test", True
+    )
+
+
+def test_what_lowers_the_error_is_kept_and_nothing_else() -> None:
+    start = {"a": (0.0, 1.0), "b": (0.0, 1.0)}
+    tried = [("a", [(0.0, 0.5), (0.0, 3.0), (0.0, 2.0)]), ("b", [(0.0, 6.0), (0.0, 600.0)])]
+    found = search_ranges(from_text(FLOAT), start, tried, clipped, samples(), 1)
+    assert found is not None
+    assert found.ranges == {"a": (0.0, 3.0), "b": (0.0, 6.0)}
+    assert found.changed == ("a", "b")
+    assert found.after < 1e-6 < found.before
+
+
+def test_a_model_that_does_not_run_decides_nothing() -> None:
+    def broken(ranges: Mapping[str, tuple[float, float]]) -> ir.Model:
+        model = clipped(ranges)
+        model.graph.node(0).op_type = "NoSuchOperator"
+        return model
+
+    start = {"a": (0.0, 1.0), "b": (0.0, 1.0)}
+    assert search_ranges(from_text(FLOAT), start, [], broken, samples(), 1) is None
+
+
+@pytest.mark.parametrize(("count", "held"), [(9, 0), (10, 2), (23, 4)])
+def test_every_fifth_is_held_out_where_there_are_enough(count: int, held: int) -> None:
+    rest, apart = samples(count).split(5)
+    assert (len(rest), len(apart)) == (count - held, held)
+    together = [*rest, *apart]
+    assert len({id(f["x"]) for f in together}) == count
+    if held:
+        assert len(apart.first(1)) == 1
+
+
+NET = """<ir_version: 8, opset_import: ["": 13]>
+g (float[N,3,12,12] x) => (float[N,8] y)
+<float[16,3,3,3] w1, float[16] b1, float[16,16,3,3] w2, float[16] b2, float[8,1024] wg, float[8] bg> {
+  c1 = Conv(x, w1, b1)
+  r1 = Relu(c1)
+  c2 = Conv(r1, w2, b2)
+  r2 = Relu(c2)
+  f = Flatten(r2)
+  y = Gemm<transB=1>(f, wg, bg)
+}"""
+
+
+def test_a_network_with_rare_large_values() -> None:
+    """The squared error of a tensor clips what decides the output; the search sees that."""
+    model = fill(NET)
+    rng = np.random.default_rng(3)
+    data = []
+    for _ in range(30):
+        x = rng.standard_normal((2, 3, 12, 12)).astype(np.float32)
+        x[:, :, 3, 3] *= 12
+        data.append({"x": x})
+    feeds = Feeds(data, "test", True)
+    errors = {}
+    for count in (0, 8):
+        after = model.clone()
+        ctx = context(feeds)
+        step = QuantizeStatic(calibration_method="percentile", percentile=99, range_search=count)
+        assert step.run(after, ctx) > 0
+        if count:
+            assert "ranges_searched" in ctx.log.notes
+            assert "->" in str(ctx.log.notes["held_out_error"])
+        pairs = [(outputs(model, f)[0], outputs(after, f)[0]) for f in data[:10]]
+        errors[count] = np.mean([rel_l2(want, got) for want, got in pairs])
+    assert errors[8] < 0.8 * errors[0]
+
+
+def test_bytes_are_the_same_each_time() -> None:
+    model = fill(NET)
+    rng = np.random.default_rng(3)
+    feeds = Feeds(
+        [{"x": rng.standard_normal((1, 3, 12, 12)).astype(np.float32)} for _ in range(12)],
+        "t",
+        True,
+    )
+    made = []
+    for _ in range(2):
+        after = model.clone()
+        QuantizeStatic().run(after, context(feeds))
+        made.append(io.to_bytes(after))
+    assert made[0] == made[1]
