@@ -51,14 +51,20 @@ def best_form(
         attempt: runs and checks one step and leaves the model changed where all went well.
 
     Returns:
-        None, with the model as it was, where no form changed anything or speed is not measured.
+        None, with the model as it was, where no form changed anything within the budget, or speed is
+        not measured.
     """
     before = work.snapshot()
     ways: dict[tuple[str, ...], tuple[Form, PassReport, Snapshot]] = {}
     failed = []
     for form in forms:
         report = attempt(form.step)
-        if report.status == "changed":
+        broken = ""
+        if report.status == "changed" and form.step.pass_.lossy:
+            broken = gate.refuses(form.step.pass_, work.original, work.model, work.error())
+        if broken:
+            failed.append(f"{form.label}: {broken}")
+        elif report.status == "changed":
             ways.setdefault(_operators(work.model), (form, report, work.snapshot()))
         elif report.status == "rolled_back":
             failed.append(f"{form.label} rolled back")

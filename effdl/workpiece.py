@@ -161,6 +161,13 @@ class Workpiece:
         errors = compare_outputs(self.first, verdict.outputs, casts=True)
         return max((e.rel_l2 for e in errors), default=0.0)
 
+    def error(self) -> float | None:
+        """Return the error of the model as it was accepted last, as ``total_error`` does."""
+        if self.verifier is None:
+            return None
+        errors = compare_outputs(self.first, self.verifier.reference, casts=True)
+        return max((e.rel_l2 for e in errors), default=0.0)
+
     def check_outputs(self, before: ir.Model) -> Verdict:
         """Compare outputs with those of ``before``, after lossless passes that were not checked."""
         if self.verifier is None:

@@ -57,7 +57,7 @@ def test_every_preset_is_in_its_readme() -> None:
     hand_written = text.split("<!--")[0] + text.split("-->")[-1]
     for name in recipe.preset_names():
         assert f"`{name}`" in hand_written, name
-    named = set(re.findall(r"`([a-z0-9]+-[a-z0-9-]+|lossless)`", text))
+    named = set(re.findall(r"`([a-z0-9]+-[a-z0-9-]+|lossless|int8)`", text))
     assert named == set(recipe.preset_names())
 
 

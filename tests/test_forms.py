@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
 from effdl.forms import best_form, forms_of
 from effdl.graph import io
-from effdl.passes.base import Context, NodePass
+from effdl.passes.base import Context, NodePass, Pass
 from effdl.recipe import Step
 from effdl.report import GateReport, PassReport
 from tests.support import from_text
@@ -35,7 +35,7 @@ class Neg(NodePass):
     def variants(self) -> Sequence[Neg]:
         if self.form != "auto":
             return (self,)
-        return tuple(Neg(form=f) for f in ("none", "two", "same", "four", "bad"))
+        return tuple(type(self)(form=f) for f in ("none", "two", "same", "four", "bad"))
 
 
 class Work:
@@ -133,3 +133,34 @@ def test_no_form_fits() -> None:
     work, gate = Work(), Gate({})
     assert run(work, gate, Step("neg", {}, Neg(form="none"), "r.yaml:1:1")) is None
     assert gate.asked == []
+
+
+class Rounded(Neg):
+    """The same, but lossy."""
+
+    lossy: ClassVar[bool] = True
+
+
+class Strict(Gate):
+    """Refuses a model of five nodes, the fastest."""
+
+    def refuses(self, step: Pass, original: ir.Model, after: ir.Model, error: float | None) -> str:
+        assert error == 0.5
+        return "output error 0.5, allowed 0.2" if len(after.graph) == 5 else ""
+
+    def fastest(
+        self, before: ir.Model, forms: Sequence[ir.Model], *, lossy: bool
+    ) -> list[GateReport] | None:
+        assert lossy
+        return super().fastest(before, forms, lossy=False)
+
+
+def test_a_form_that_breaks_the_budget_is_not_raced() -> None:
+    work, gate = Work(), Strict({3: 1.1, 5: 1.3})
+    work.original, work.error = work.model, lambda: 0.5  # type: ignore[attr-defined]
+    found = run(work, gate, Step("rounded", {}, Rounded(), "r.yaml:1:1"))
+    assert found is not None
+    step, report = found
+    assert step.options == {"form": "two"}
+    assert gate.asked == [3]
+    assert "allowed 0.2" in str(report.notes["forms"])

@@ -24,6 +24,7 @@ SMALLER = {  # preset -> largest allowed share of the file, zstd
     "lossless": 1.02,
     "transformer-fp32": 1.02,
     "cnn-slim": 1.01,
+    "int8": 0.6,
     "weights-int4": 0.45,
 }
 NOTHING_TO_DO = {("transformer-int8", "digits_cnn")}  # hardly a matrix product in it

@@ -8,8 +8,12 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from effdl.errors import ModelError
+from effdl.graph import io
 from effdl.graph.shapes import infer
+from effdl.passes.simplify import Simplify
 from effdl.runtime.session import open_session
+from tests.support import context, feed_for, op_counts, outputs
 
 # (name, node fields, inputs as (dtype, shape), constants among them by index)
 F, U8, I8, I32 = np.float32, np.uint8, np.int8, np.int32
@@ -129,3 +133,24 @@ def test_contrib_shapes_are_those_of_onnxruntime(
     shapes = infer(model)
     assert shapes.of(model.graph[0].outputs[0]) == got.shape
     assert shapes.dtype(model.graph[0].outputs[0]) == ir.DataType.from_numpy(got.dtype)
+
+
+def test_operators_that_only_onnx_runtime_knows_are_read() -> None:
+    """Its transformer optimizer writes SimplifiedLayerNormalization into ONNX's own domain."""
+    model = ir.from_onnx_text(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n, 4] x) => (float[n, 4] z) <float[4] w = {1, 2, 3, 4}> {
+            y = SimplifiedLayerNormalization <axis = -1, epsilon = 0.00001> (x, w)
+            z = Relu (y)
+        }"""
+    )
+    io.check(model)
+    assert infer(model).of(model.graph.node(0).outputs[0]) == ("n", 4)
+    feed = feed_for(model, n=3)
+    before = outputs(model, feed)
+    Simplify().run(model, context())
+    assert op_counts(model) == {"SimplifiedLayerNormalization": 1, "Relu": 1}
+    np.testing.assert_array_equal(outputs(model, feed)[0], before[0])
+    model.graph.node(0).op_type = "NoSuchNormalization"
+    with pytest.raises(ModelError):
+        io.check(model)

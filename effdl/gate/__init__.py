@@ -173,6 +173,11 @@ class Gate:
             found = replace(found, score=held.score, fidelity=held.fidelity)
         return found
 
+    def refuses(self, step: Pass, original: ir.Model, after: ir.Model, error: float | None) -> str:
+        """Return why a model breaks the budget, empty when it does not; ``judge`` explains the arguments."""
+        held = self._hold(original, after, error, explain=False) if step.lossy else None
+        return held.reason if held is not None and not held.kept else ""
+
     def forget(self) -> None:
         """The model changed without being measured: its file is of no use any more."""
         if self._before is not None:
@@ -204,7 +209,9 @@ class Gate:
         for file in (*io.data_files(path), path):
             file.unlink()
 
-    def _hold(self, original: ir.Model, after: ir.Model, error: float | None) -> GateReport | None:
+    def _hold(
+        self, original: ir.Model, after: ir.Model, error: float | None, *, explain: bool = True
+    ) -> GateReport | None:
         """Hold a lossy pass to the budget: by the metric, or by the output error without labels."""
         budget = self.recipe.budget
         spec = self.scores.spec
@@ -223,7 +230,7 @@ class Gate:
             found = GateReport(kept, "fidelity", reason, fidelity=error)
         else:
             return None
-        return found if found.kept else self._name_layers(found, original, after)
+        return self._name_layers(found, original, after) if explain and not found.kept else found
 
     def _name_layers(self, found: GateReport, original: ir.Model, after: ir.Model) -> GateReport:
         """Add the layers at which the error arises."""

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from effdl.errors import ModelError, OutputError
+from effdl.graph.dialects import adopt
 from effdl.graph.proto import skeleton_proto, split_proto
 from effdl.graph.scratch import exclusive, locked_folder, remove_abandoned
 from effdl.graph.walk import subgraphs_in
@@ -106,6 +107,7 @@ def check(model: ir.Model) -> None:
             "tensor_type"
         ):  # without a shape it is unknown; the checker wants one
             port.type.tensor_type.shape.SetInParent()
+    adopt(proto)
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as e:

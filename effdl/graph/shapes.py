@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import onnx
 import onnx_ir as ir
 
+from effdl.graph.dialects import adopt
 from effdl.graph.dims import Dims, check_dims, dims_of, dynamic_dims
 from effdl.graph.edit import rename_value
 from effdl.graph.outline import outline
@@ -123,6 +124,7 @@ def _infer(model: ir.Model, pinned: dict[str, int], values: Mapping[str, Array])
         proto = outline(model)
     _forget_declared(proto)
     _pin(proto, model, pinned)
+    adopt(proto)
     stand_in(proto)
     dynamic = bool(dynamic_dims(model))
     types, conditions = _solve(proto, table, pinned, values, dynamic)
@@ -303,6 +305,7 @@ def _solve(
 def solve(proto: onnx.ModelProto, model: ir.Model) -> Types | None:
     """Infer the outline of a model in place, folding what can be; None where ONNX cannot type it."""
     _forget_declared(proto)
+    adopt(proto)
     stand_in(proto)
     return _solve(proto, {}, {}, {}, bool(dynamic_dims(model)))[0] or None
 

@@ -18,6 +18,7 @@ _CONTRIB = "com.microsoft"
 _UNARY = """
 BiasGelu BiasSoftmax FastGelu Gelu GroupNorm QLinearLeakyRelu QLinearSigmoid QLinearSoftmax QuickGelu
 RotaryEmbedding SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormalization
+SimplifiedLayerNormalization LayerNormalization ParametricSoftplus Affine ImageScaler ScaledTanh
 """
 _AS_FIRST_INPUT = frozenset(_UNARY.split())
 # contrib name -> (standard name, indices of the inputs it keeps)

@@ -180,7 +180,8 @@ def mean_shift(change: Float, mean: Any) -> npt.NDArray[np.float64]:
     """
     groups, width = mean.shape
     parts = change.astype(np.float64).reshape(groups, -1, width)
-    return np.einsum("gnk,gk->gn", parts, np.asarray(mean, np.float64)).reshape(-1)
+    shift: npt.NDArray[np.float64] = np.einsum("gnk,gk->gn", parts, mean).reshape(-1)
+    return shift
 
 
 def quantize_bias(bias: Float, input_scale: float, scales: Float) -> tuple[Int, Float]:
