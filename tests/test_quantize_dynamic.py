@@ -8,6 +8,8 @@ import pytest
 
 from effdl.graph import io
 from effdl.graph.clean import clean
+from effdl.graph.cost import model_cost
+from effdl.graph.shapes import infer
 from effdl.graph.weights import constant, weight_tensors
 from effdl.passes.quantize.dynamic import QuantizeDynamic
 from effdl.runtime.target import Target
@@ -317,6 +319,10 @@ def test_a_lstm(direction: str, count: int, per_channel: bool) -> None:
     for want, got in zip(outputs(model, feed), outputs(after, feed), strict=True):
         assert 0 < rel_l2(want, got) < 0.08
     assert [v.name for v in after.graph.outputs] == ["y", "last", "cell"]
+    sizes = {"S": 7, "N": 2}
+    for output in after.graph.outputs:
+        assert infer(after, sizes).static(output) == infer(model, sizes).static(output)
+    assert model_cost(after, sizes).macs == model_cost(model, sizes).macs
 
 
 def test_a_lstm_inside_a_branch_and_one_that_nobody_reads_in_full() -> None:

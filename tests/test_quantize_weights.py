@@ -9,6 +9,8 @@ import pytest
 from effdl.data.feeds import Feeds
 from effdl.graph import io
 from effdl.graph.clean import clean
+from effdl.graph.cost import model_cost
+from effdl.graph.shapes import infer
 from effdl.graph.weights import weight_tensors
 from effdl.passes.quantize._nbits import pack
 from effdl.passes.quantize.weights import QuantizeWeights
@@ -220,3 +222,15 @@ def test_awq_leaves_a_norm_that_others_read() -> None:
     norm = next(n for n in after.graph if n.op_type == "LayerNormalization")
     assert norm.inputs[1] is not None
     assert norm.inputs[1].name == "gamma"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_shapes_and_cost_are_known_afterwards(bits: int) -> None:
+    model = fill(NETWORK)
+    after = quantized(model, 3, bits=bits)
+    for node in after.graph:
+        if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+            shape = infer(after, {"N": 2, "S": 3}).static(node.outputs[0])
+            assert shape is not None, node.op_type
+    sizes = {"N": 2, "S": 3}
+    assert model_cost(after, sizes).macs == model_cost(model, sizes).macs

@@ -150,6 +150,30 @@ def _group_query_attention(
     return [helper.make_node("Identity", node.input[:1], node.output[:1])]
 
 
+def _lstm(
+    node: onnx.NodeProto,
+    attrs: dict[str, object],
+    dims: dict[str, tuple[int, ...]],
+    extra: dict[str, tuple[int, ...]],
+) -> list[onnx.NodeProto]:
+    kept: dict[str, Any] = {k: v for k, v in attrs.items() if k in ("hidden_size", "direction")}
+    return [helper.make_node("LSTM", node.input[:3], list(node.output), **kept)]
+
+
+def _gather_blocks(
+    node: onnx.NodeProto,
+    attrs: dict[str, object],
+    dims: dict[str, tuple[int, ...]],
+    extra: dict[str, tuple[int, ...]],
+) -> list[onnx.NodeProto] | None:
+    table, bits = dims.get(node.input[0], ()), attrs.get("bits", 4)
+    if len(table) != 2 or attrs.get("gather_axis", 0) or not isinstance(bits, int):
+        return None
+    name = f"effdl-shape-{node.output[0]}"
+    extra[name] = (table[0], table[1] * 8 // bits)
+    return [helper.make_node("Gather", [name, node.input[1]], node.output[:1])]
+
+
 def _matmul_integer_to_float(
     node: onnx.NodeProto,
     attrs: dict[str, object],
@@ -187,7 +211,9 @@ def _matmul_with(
 
 _SPECIAL: dict[str, _Maker] = {
     "Attention": _attention,
+    "DynamicQuantizeLSTM": _lstm,
     "FusedMatMul": _fused_matmul,
+    "GatherBlockQuantized": _gather_blocks,
     "GroupQueryAttention": _group_query_attention,
     "MatMulBnb4": _matmul_nbits,
     "MatMulIntegerToFloat": _matmul_integer_to_float,
