@@ -124,3 +124,30 @@ def test_only_operators_that_are_strict_everywhere_decide() -> None:
     m.graph.register_initializer(constant)
     gemm.replace_input_with(1, constant)
     assert settled_ifs(m) == {}
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_what_a_loop_would_refuse_proves_nothing(rounds: int) -> None:
+    """It may run no times, and then the other branch is as good."""
+    weights = ", ".join(str(k / 8) for k in range(64))
+    m = ir.from_onnx_text(
+        f"""<ir_version: 10, opset_import: ["" : 18]>
+        g (float[n, 8, t] x, int64 count) => (float y)
+        <float[8, 8] w = {{{weights}}}, bool go = {{1}}> {{
+            r = Relu (x) {SQUEEZE}
+            start = ReduceSum <keepdims = 0> (x)
+            y = Loop (count, go, start) <body = b (int64 i, bool c, float s) => (bool d, float u) {{
+                d = Identity (c)
+                p = Gemm (v, w)
+                q = ReduceSum <keepdims = 0> (p)
+                u = Add (s, q)
+            }}>
+        }}"""
+    )
+    assert settled_ifs(m) == {}
+    small = simplified(m)
+    session = [ort.InferenceSession(ir.to_proto(each).SerializeToString()) for each in (m, small)]
+    sizes = (3, 8, 1) if rounds else (3, 8, 2)
+    x = np.random.default_rng(0).standard_normal(sizes).astype(np.float32)
+    want, got = (s.run(None, {"x": x, "count": np.array(rounds, np.int64)})[0] for s in session)
+    np.testing.assert_allclose(got, want, rtol=1e-5)

@@ -26,6 +26,7 @@ _STRICT = frozenset(
 )
 """Operators that take one rank only, to ONNX and to every runtime; others may be less strict than ONNX."""
 _OP = re.compile(r"op_type:\s*(\w+)")
+_HIDDEN = "effdl.hidden"
 _MOST = 32
 """Ifs of one model that are looked at: each costs two inferences of the whole."""
 
@@ -77,18 +78,32 @@ def _rank(name: str, types: Mapping[str, tuple[int, tuple[object, ...] | None]])
 def _assuming(
     proto: onnx.ModelProto, model: ir.Model, output: str, condition: bool
 ) -> onnx.ModelProto:
-    """Return a copy in which an If takes the branch of ``condition``, as far inferred as possible."""
+    """Return a copy in which an If takes the branch of ``condition``, as far inferred as possible.
+
+    What lies inside other nodes of the same graph is hidden: a loop may run no times, a branch may not
+    be taken, and what would be refused in there proves nothing.
+    """
     trial = onnx.ModelProto()
     trial.CopyFrom(proto)
-    for graph in graphs(trial.graph):
-        nodes: list[onnx.NodeProto] = []
-        for node in graph.node:
-            nodes += take_branch(node, condition) if output in node.output else [node]
-        if len(nodes) != len(graph.node) or any(output in n.output for n in nodes):
-            set_nodes(graph, nodes)
-            break
+    graph = _home(trial, output)
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        nodes += take_branch(node, condition) if output in node.output else [node]
+    set_nodes(graph, nodes)
     solve(trial, model)
+    graph = _home(trial, output)
+    hidden = [n for n in graph.node if any(a.HasField("g") or a.graphs for a in n.attribute)]
+    for node in hidden:
+        node.domain = _HIDDEN
+        del node.attribute[:]
+    if hidden:
+        trial.opset_import.add(domain=_HIDDEN, version=1)
     return trial
+
+
+def _home(proto: onnx.ModelProto, output: str) -> onnx.GraphProto:
+    """Return the graph in which a value is made."""
+    return next(g for g in graphs(proto.graph) if any(output in n.output for n in g.node))
 
 
 def _complaint(proto: onnx.ModelProto) -> str:
