@@ -156,16 +156,16 @@ class Workpiece:
 
     def total_error(self, verdict: Verdict) -> float | None:
         """Return the relative L2 error of the worst output against the original model."""
-        if self.verifier is None or verdict.outputs is None:
-            return None
-        errors = compare_outputs(self.first, verdict.outputs, casts=True)
-        return max((e.rel_l2 for e in errors), default=0.0)
+        return None if verdict.outputs is None else self._error(verdict.outputs)
 
     def error(self) -> float | None:
         """Return the error of the model as it was accepted last, as ``total_error`` does."""
+        return None if self.verifier is None else self._error(self.verifier.reference)
+
+    def _error(self, outputs: Outputs) -> float | None:
         if self.verifier is None:
             return None
-        errors = compare_outputs(self.first, self.verifier.reference, casts=True)
+        errors = compare_outputs(self.first, outputs, casts=True)
         return max((e.rel_l2 for e in errors), default=0.0)
 
     def check_outputs(self, before: ir.Model) -> Verdict:

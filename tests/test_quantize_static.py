@@ -458,3 +458,13 @@ def test_biases_take_back_what_rounding_does_to_the_mean() -> None:
         change = np.stack([got[0] - want[0] for want, got in pairs])
         shifts[corrected] = np.abs(change.mean((0, 1, 3, 4))).mean()
     assert shifts[True] < 0.4 * shifts[False]
+
+
+def test_an_old_model_of_which_nothing_becomes_8_bit_stays_as_old() -> None:
+    model = net(11)
+    before = io.to_bytes(model)
+    data = [{"x": np.full((1, 3, 16, 16), np.inf, np.float32)} for _ in range(2)]
+    changes, log = run_pass(QuantizeStatic(), model, feeds=Feeds(data, "test", True))
+    assert changes == 0
+    assert io.to_bytes(model) == before
+    assert any("not finite" in why for _, why in log.skipped)

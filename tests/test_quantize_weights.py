@@ -234,3 +234,31 @@ def test_shapes_and_cost_are_known_afterwards(bits: int) -> None:
             assert shape is not None, node.op_type
     sizes = {"N": 2, "S": 3}
     assert model_cost(after, sizes).macs == model_cost(model, sizes).macs
+
+
+def test_readers_of_one_weight_that_read_it_in_other_ways() -> None:
+    """Transposed, or times a factor: the integers are others."""
+    model = fill(
+        """<ir_version: 10, opset_import: ["": 17]>
+        g (float[N,64] x) => (float[N,64] a, float[N,64] b, float[N,64] c) <float[64,64] w> {
+            a = MatMul(x, w)
+            b = Gemm<transB = 1>(x, w)
+            c = Gemm<alpha = 0.25>(x, w)
+        }"""
+    )
+    assert error(model, quantized(model, 3, bits=8)) < 0.02
+
+
+def test_awq_leaves_a_weight_that_another_layer_reads() -> None:
+    model = with_outliers()
+    model.graph.node(2).replace_input_with(1, model.graph.node(1).inputs[1])
+    other = ir.node("MatMul", [model.graph.inputs[0], model.graph.node(1).inputs[1]], name="other")
+    other.outputs[0].name = "o"
+    other.outputs[0].type, other.outputs[0].shape = (
+        ir.TensorType(ir.DataType.FLOAT),
+        ir.Shape(["N", 32]),
+    )
+    model.graph.append(other)
+    model.graph.outputs.append(other.outputs[0])
+    after = quantized(model, 3, samples(model), method="awq", bits=8, accuracy_level=0)
+    assert error(model, after) < 0.02

@@ -105,7 +105,7 @@ class _Merger:
     def _key(self, node: ir.Node) -> object | None:
         if is_op(node, "Constant") or not deterministic(node, self.opset):
             return None
-        if any(True for _ in subgraphs_of(node)):
+        if subgraphs_of(node):
             return None
         attributes = tuple(
             (name, node.attributes[name].ref_attr_name or _attribute_key(node.attributes[name]))

@@ -158,7 +158,7 @@ class _Round:
         return all(o in known for o in made)
 
     def _is_candidate(self, node: ir.Node) -> bool:
-        if has_reference(node) or any(True for _ in subgraphs_of(node)):
+        if has_reference(node) or subgraphs_of(node):
             return False
         # An Identity is not computed but passed through, where it leads to readers.
         passes = is_op(node, "Identity") and not node.outputs[0].is_graph_output()

@@ -13,6 +13,11 @@ _WITH_GRAPHS = frozenset(("If", "Loop", "Scan", "SequenceMap"))
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Yield the nodes of the main graph, of all subgraphs and of all functions."""
     yield from nodes_in(model.graph)
+    yield from function_nodes(model)
+
+
+def function_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield the nodes of all functions."""
     for function in model.functions.values():
         yield from nodes_in(function)
 

@@ -303,7 +303,7 @@ def _weight(value: ir.Value) -> ir.Value:
 
 
 def _key(node: ir.Node, tokens: list[Hashable | None]) -> Hashable | None:
-    if None in tokens or any(True for _ in subgraphs_of(node)):
+    if None in tokens or subgraphs_of(node):
         return None
     domain = "" if node.domain == "ai.onnx" else node.domain
     attributes = sorted(

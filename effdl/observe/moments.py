@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from effdl.data.feeds import Feeds
 from effdl.observe.rows import Rows
 from effdl.observe.tensors import tensors
 
+K = TypeVar("K", bound=Hashable)
 _ROWS_PER_INPUT = 12
 """Rows, per number in a row, that are looked at over all feeds; more add nothing."""
 _LEAST_ROWS = 256
@@ -39,13 +41,13 @@ class Moments:
 
 def moments(
     model: ir.Model,
-    layers: Mapping[str, Rows],
+    layers: Mapping[K, Rows],
     feeds: Feeds,
     *,
     second: bool = True,
     threads: int = 0,
     max_bytes: int = MAX_BYTES,
-) -> Iterator[tuple[str, Moments]]:
+) -> Iterator[tuple[K, Moments]]:
     """Yield the moments of each layer, group after group, so that few are in memory at a time.
 
     Args:
@@ -77,8 +79,8 @@ def moments(
                 yield key, found
 
 
-def _groups(layers: Mapping[str, Rows], max_bytes: int) -> Iterator[list[str]]:
-    group: list[str] = []
+def _groups(layers: Mapping[K, Rows], max_bytes: int) -> Iterator[list[K]]:
+    group: list[K] = []
     used = 0
     for key, rows in layers.items():
         size = 8 * rows.groups * rows.width**2

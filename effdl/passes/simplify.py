@@ -30,13 +30,13 @@ class Simplify(Pass):
 
     What it does: computes what does not depend on an input with ONNX Runtime's own kernels; follows
     shape arithmetic element by element, dynamic sizes by name, so that a chain becomes a constant, or
-    is made once for all its readers; inlines If nodes whose condition is known, or of
-    which one branch makes a tensor of a rank that a later operator refuses; removes nodes that do
-    nothing, pairs that undo each other, duplicate nodes and duplicate weights, masks that mask nothing,
-    and what no output needs; lets neighbours be one: Slice, Concat, Clip, Unsqueeze and Squeeze in a
-    row, a reduction and its Squeeze, a Transpose before Gemm, factors, zero states of LSTM and GRU. It
-    repeats until nothing changes. Weights that are also graph inputs stop being inputs. Random
-    operators, quantized weights and operators it does not know stay as they are.
+    is made once for all its readers; inlines If nodes whose condition is known, or of which one branch
+    makes a tensor of a rank that a later operator refuses; removes nodes that do nothing, pairs that
+    undo each other, duplicate nodes and duplicate weights, masks that mask nothing, and what no output
+    needs; lets neighbours be one: Slice, Concat, Clip, Unsqueeze and Squeeze in a row, a reduction and
+    its Squeeze, a Transpose before Gemm, factors, zero states of LSTM and GRU. It repeats until nothing
+    changes. Weights that are also graph inputs stop being inputs. Random operators, quantized weights
+    and operators it does not know stay as they are.
 
     When it helps: always as the first step; exports of torch and Keras are full of shape arithmetic.
     Other passes find more afterwards, and the file becomes smaller.

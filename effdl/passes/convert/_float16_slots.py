@@ -54,7 +54,7 @@ def slots_of(
     """
     ins = [i for i, v in enumerate(node.inputs) if dtype(v) == FLOAT]
     outs = [i for i, v in enumerate(node.outputs) if dtype(v) == FLOAT]
-    if any(True for _ in subgraphs_of(node)):
+    if subgraphs_of(node):
         return "control flow and everything inside stays float32"
     if not ins and not outs:
         return None

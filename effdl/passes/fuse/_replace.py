@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from effdl.graph.match import attempt, closed, need
 from effdl.graph.shapes import Shapes, infer
-from effdl.graph.walk import nodes_in
+from effdl.graph.walk import function_nodes
 from effdl.passes.base import Context
 
 MICROSOFT = "com.microsoft"
@@ -104,7 +104,7 @@ def replace_all(
     if not anchors:
         return 0
     shapes = infer(model)
-    in_functions = {n for f in model.functions.values() for n in nodes_in(f)}
+    in_functions = set(function_nodes(model))
 
     looked: list[tuple[ir.Node, F | str | None]] = [(a, attempt(match, a, shapes)) for a in anchors]
     replacer = Replacer(model)

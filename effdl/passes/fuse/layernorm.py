@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from effdl.graph.match import attempt, label, need, other, some, step
 from effdl.graph.shapes import Shapes, infer
-from effdl.graph.walk import all_nodes, is_op, nodes_in, opset, producer
+from effdl.graph.walk import all_nodes, function_nodes, is_op, opset, producer
 from effdl.graph.weights import Names, constant
 from effdl.passes.base import Context, NodePass
 from effdl.passes.fuse._norm import (
@@ -55,7 +55,7 @@ class FuseLayernorm(NodePass):
         anchors = [n for n in all_nodes(model) if _is_centered(n) and self.selected(n)]
         if not anchors:
             return 0
-        in_functions = {n for f in model.functions.values() for n in nodes_in(f)}
+        in_functions = set(function_nodes(model))
         shapes = infer(model)
         found: list[tuple[ir.Node, Norm | str]] = []
         for node in anchors:

@@ -8,12 +8,12 @@ from typing import ClassVar
 import onnx_ir as ir
 from pydantic import Field
 
-from effdl.graph.walk import all_nodes, float_attr, int_attr, is_op, nodes_in
+from effdl.graph.walk import float_attr, int_attr, is_op
 from effdl.graph.weights import constant_tensor
 from effdl.passes.base import Context, NodePass
 from effdl.passes.quantize._dynamic_writer import DynamicWriter
 from effdl.passes.quantize._format import decline
-from effdl.passes.quantize._select import PACKED_ATTENTION, is_quantized
+from effdl.passes.quantize._select import PACKED_ATTENTION, choose_nodes, is_quantized
 from effdl.solve.quantize import WeightMethod
 
 _RECURRENT = ("GRU", "RNN")
@@ -57,7 +57,6 @@ class DynamicQuantizer(NodePass):
                 writer.embedding(node)
             elif is_op(node, "LSTM"):
                 writer.recurrent(node)
-                model.opset_imports.setdefault("com.microsoft", 1)
             else:
                 writer.product(node)
         counts = Counter(n.op_type for n in chosen)
@@ -77,17 +76,7 @@ class DynamicQuantizer(NodePass):
         if reason:
             ctx.skip("model", reason)
             return []
-        chosen = []
-        in_functions = {n for f in model.functions.values() for n in nodes_in(f)}
-        for node in all_nodes(model):
-            refusal = self._refusal(node)
-            if refusal == "" and node in in_functions:
-                refusal = "inside a function"
-            if refusal == "":
-                chosen.append(node)
-            elif refusal is not None:
-                ctx.skip(node, refusal)
-        return chosen
+        return choose_nodes(model, self._refusal, ctx)
 
     def _refusal(self, node: ir.Node) -> str | None:
         """Return why ``node`` stays float, an empty string when it does not, None for other ops."""

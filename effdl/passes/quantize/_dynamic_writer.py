@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from effdl.graph.walk import float_attr, int_attr, is_op
 from effdl.graph.weights import Array, Names, add_initializer, constant, constant_tensor
+from effdl.passes.quantize._edit import graph_of, home_of, new_node, put_in_place
 from effdl.passes.quantize._weights import with_weight
 from effdl.solve.quantize import Float, Int, WeightMethod, quantize, weight_scales
 
@@ -31,6 +32,7 @@ class DynamicWriter:
         weight_method: WeightMethod,
         saturation_guard: bool,
     ) -> None:
+        self._model = model
         self._names = Names(model)
         self._per_channel = per_channel
         self._method = weight_method
@@ -41,7 +43,7 @@ class DynamicWriter:
 
     def product(self, node: ir.Node) -> None:
         """Replace a MatMul or Gemm that ``dynamic.refusal`` lets through."""
-        graph, x = _graph(node), node.inputs[0]
+        graph, x = graph_of(node), node.inputs[0]
         assert x is not None
         gemm = is_op(node, "Gemm")
         transposed = gemm and bool(int_attr(node, "transB", 0))
@@ -50,16 +52,25 @@ class DynamicWriter:
         quantizer = self._quantizer(graph, x, node)
         q, x_scale, x_zero = quantizer.outputs
         made = [
-            self._node("MatMulInteger", [q, weight, x_zero], base),
-            self._node("Mul", [x_scale, self._times_alpha(graph, node, scale)], f"{base}_scales"),
+            new_node(self._names, "MatMulInteger", [q, weight, x_zero], base),
+            new_node(
+                self._names,
+                "Mul",
+                [x_scale, self._times_alpha(graph, node, scale)],
+                f"{base}_scales",
+            ),
         ]
-        made.append(self._node("Cast", [made[0].outputs[0]], base, {"to": int(ir.DataType.FLOAT)}))
-        made.append(self._node("Mul", [made[2].outputs[0], made[1].outputs[0]], base))
+        made.append(
+            new_node(
+                self._names, "Cast", [made[0].outputs[0]], base, {"to": int(ir.DataType.FLOAT)}
+            )
+        )
+        made.append(new_node(self._names, "Mul", [made[2].outputs[0], made[1].outputs[0]], base))
         bias = node.inputs[2] if gemm and len(node.inputs) > 2 else None
         if bias is not None:
             term = self._times_beta(graph, node, bias)
-            made.append(self._node("Add", [made[-1].outputs[0], term], base))
-        _replace(node, made)
+            made.append(new_node(self._names, "Add", [made[-1].outputs[0], term], base))
+        put_in_place(node, made)
 
     def recurrent(self, node: ir.Node) -> None:
         """Replace an LSTM with constant weights by DynamicQuantizeLSTM.
@@ -77,7 +88,7 @@ class DynamicWriter:
             key = (id(tensor), False)
             if key not in self._weights:
                 q, scales = with_weight(tensor, self._gates)
-                base, home = value.name or "weight", _home(value, node)
+                base, home = value.name or "weight", home_of(value, node)
                 self._weights[key] = (
                     add_initializer(home, self._names, f"{base}_quantized", q),
                     add_initializer(home, self._names, f"{base}_scale", scales),
@@ -86,24 +97,17 @@ class DynamicWriter:
             given[index] = weight
             zero = np.zeros(scale.const_value.shape.numpy() if scale.const_value else (), np.int8)
             name = f"{value.name}_zero_point"
-            parts += [scale, add_initializer(_home(value, node), self._names, name, zero)]
-        attributes = [a for n, a in node.attributes.items() if n != "layout"]
+            parts += [scale, add_initializer(home_of(value, node), self._names, name, zero)]
         made = ir.Node(
             "com.microsoft",
             "DynamicQuantizeLSTM",
             [*given, *parts],
-            attributes,
+            [a for n, a in node.attributes.items() if n != "layout"],
             num_outputs=len(node.outputs),
             name=node.name,
         )
-        graph = _graph(node)
-        graph.insert_before(node, made)
-        for old, new in zip(node.outputs, made.outputs, strict=True):
-            new.type, new.shape = old.type, old.shape
-            name = old.name or ""
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-            old.name, new.name = None, name
-        graph.remove(node, safe=True)
+        self._model.opset_imports.setdefault(made.domain, 1)
+        put_in_place(node, [made])
 
     def _gates(self, weight: Float) -> tuple[Int, Float]:
         """Quantize [directions, 4 * hidden, inputs], one scale per row; transpose the integers."""
@@ -116,11 +120,10 @@ class DynamicWriter:
             saturation_guard=self._guard,
         )
         q = quantize(flat, scales, np.int8(0), "int8", 0).reshape(weight.shape)
-        shape = (directions, rows) if self._per_channel else (directions,)
-        full = np.array(np.broadcast_to(scales, (directions * rows,)).reshape(directions, rows))
+        every = np.broadcast_to(scales, (directions * rows,)).reshape(directions, rows)
         return (
             np.ascontiguousarray(q.transpose(0, 2, 1)),
-            full if self._per_channel else np.ascontiguousarray(full[:, 0]).reshape(shape),
+            np.array(every if self._per_channel else every[:, 0]),
         )
 
     def embedding(self, node: ir.Node) -> None:
@@ -133,18 +136,23 @@ class DynamicWriter:
         key = id(tensor)
         if key not in self._tables:
             q, scales = with_weight(tensor, _rows)
-            name, home = table.name or "table", _home(table, node)
+            name, home = table.name or "table", home_of(table, node)
             self._tables[key] = (
                 add_initializer(home, self._names, f"{name}_quantized", q),
                 add_initializer(home, self._names, f"{name}_scale", scales.reshape(-1, 1)),
             )
         base = node.name or "Gather"
         made = [
-            self._node("Gather", [part, indices], base, {"axis": 0}) for part in self._tables[key]
+            new_node(self._names, "Gather", [part, indices], base, {"axis": 0})
+            for part in self._tables[key]
         ]
-        made.append(self._node("Cast", [made[0].outputs[0]], base, {"to": int(ir.DataType.FLOAT)}))
-        made.append(self._node("Mul", [made[2].outputs[0], made[1].outputs[0]], base))
-        _replace(node, made)
+        made.append(
+            new_node(
+                self._names, "Cast", [made[0].outputs[0]], base, {"to": int(ir.DataType.FLOAT)}
+            )
+        )
+        made.append(new_node(self._names, "Mul", [made[2].outputs[0], made[1].outputs[0]], base))
+        put_in_place(node, made)
 
     def _quantizer(self, graph: ir.Graph, x: ir.Value, before: ir.Node) -> ir.Node:
         key = (id(graph), x)
@@ -178,7 +186,7 @@ class DynamicWriter:
                 return (np.ascontiguousarray(q.T) if transposed else q), scales
 
             q, scales = with_weight(tensor, convert)
-            base, home = value.name or "weight", _home(value, node)
+            base, home = value.name or "weight", home_of(value, node)
             self._weights[key] = (
                 add_initializer(home, self._names, f"{base}_quantized", q),
                 add_initializer(home, self._names, f"{base}_scale", scales),
@@ -202,42 +210,7 @@ class DynamicWriter:
         product: Float = (array.astype(np.float32) * np.float32(factor)).astype(np.float32)
         return add_initializer(graph, self._names, f"{base}_scaled", product)
 
-    def _node(
-        self,
-        op_type: str,
-        inputs: list[ir.Value],
-        base: str,
-        attributes: dict[str, int] | None = None,
-    ) -> ir.Node:
-        node = ir.node(
-            op_type, inputs, attributes or {}, name=self._names.fresh(f"{base}_{op_type}")
-        )
-        node.outputs[0].name = self._names.fresh(f"{base}_{op_type}_Output")
-        return node
-
-
-def _graph(node: ir.Node) -> ir.Graph:
-    if not isinstance(node.graph, ir.Graph):
-        raise ValueError(f"{node.name}: not in a graph")
-    return node.graph
-
-
-def _home(value: ir.Value, node: ir.Node) -> ir.Graph:
-    """The graph that holds the weight ``value``: inner graphs that share it see its integers too."""
-    return value.graph if isinstance(value.graph, ir.Graph) else _graph(node)
-
 
 def _rows(table: Float) -> tuple[Int, Float]:
     scales = weight_scales(table, 0)
     return quantize(table, scales, np.int8(0), "int8", 0), scales
-
-
-def _replace(node: ir.Node, made: list[ir.Node]) -> None:
-    """Put ``made`` in place of ``node``; the last one's output takes over its name and users."""
-    graph, old, new = _graph(node), node.outputs[0], made[-1].outputs[0]
-    graph.insert_before(node, made)
-    new.type, new.shape = old.type, old.shape
-    name = old.name
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    new.name = name

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from effdl.graph.walk import float_attr, is_op
+from effdl.graph.walk import float_attr, int_attr, is_op
 from effdl.graph.weights import Array, Names, add_initializer, constant, constant_tensor
+from effdl.passes.quantize._edit import graph_of, home_of, new_node, put_in_place
 from effdl.passes.quantize._weights import with_weight
 from effdl.solve.blocks import Grid, Integers
 from effdl.solve.quantize import Float, Int, quantize, weight_scales
@@ -37,7 +38,7 @@ class BlockWriter:
         short = -inputs % grid.size
         whole = np.pad(q, ((0, 0), (0, short))) if short else q
         packed = pack(whole.reshape(outputs, -1, grid.size), grid.bits)
-        weight = self._constants(node, 1, "product", packed, grid)
+        weight = self._constants(node, 1, _form(node), packed, grid)
         operands: list[ir.Value | None] = [x, *weight]
         bias = _bias(node)
         if bias is not None:
@@ -54,7 +55,7 @@ class BlockWriter:
             },
             domain=_CONTRIB,
         )
-        self._replace(node, [made])
+        self._replace(node, made)
 
     def embedding(self, node: ir.Node, q: Integers, grid: Grid) -> None:
         """Replace a Gather of rows of a constant table; ``q`` is [rows, columns]."""
@@ -65,7 +66,7 @@ class BlockWriter:
             {"gather_axis": 0, "quantize_axis": 1, "block_size": grid.size, "bits": grid.bits},
             domain=_CONTRIB,
         )
-        self._replace(node, [made])
+        self._replace(node, made)
 
     def convolution(self, node: ir.Node) -> None:
         """Store the weight of a Conv as int8, one scale per output channel.
@@ -77,19 +78,20 @@ class BlockWriter:
         tensor = constant_tensor(value)
         assert tensor is not None
         key = (id(value), "conv")
-        graph = _graph(node)
+        graph = graph_of(node)
         if key not in self._written:
             q, scales = with_weight(tensor, _channels)
             base = value.name or "weight"
             scales = scales.reshape(-1, *[1] * (q.ndim - 1))
-            home = value.graph if isinstance(value.graph, ir.Graph) else graph
+            home = home_of(value, node)
             self._written[key] = [
                 add_initializer(home, self._names, f"{base}_quantized", q),
                 add_initializer(home, self._names, f"{base}_scale", scales),
             ]
         whole, scale = self._written[key]
-        cast = self._node("Cast", [whole], node, {"to": int(ir.DataType.FLOAT)})
-        mul = self._node("Mul", [cast.outputs[0], scale], node)
+        near = node.name or node.op_type
+        cast = new_node(self._names, "Cast", [whole], near, {"to": int(ir.DataType.FLOAT)})
+        mul = new_node(self._names, "Mul", [cast.outputs[0], scale], near)
         graph.insert_before(node, [cast, mul])
         for made in (cast, mul):
             made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
@@ -104,7 +106,7 @@ class BlockWriter:
         assert value is not None
         key = (id(value), kind)
         if key not in self._written:
-            home = value.graph if isinstance(value.graph, ir.Graph) else _graph(node)
+            home = home_of(value, node)
             base = value.name or "weight"
             parts: dict[str, Array] = {f"{base}_q{grid.bits}": packed, f"{base}_scales": grid.scale}
             if (grid.zero != 1 << (grid.bits - 1)).any():
@@ -120,32 +122,12 @@ class BlockWriter:
         flat = (array.reshape(-1).astype(np.float32) * np.float32(beta)).astype(np.float32)
         if beta == 1.0 and array.ndim == 1:
             return bias
-        return add_initializer(_graph(node), self._names, f"{bias.name}_row", flat)
+        return add_initializer(graph_of(node), self._names, f"{bias.name}_row", flat)
 
-    def _node(
-        self,
-        op_type: str,
-        inputs: list[ir.Value],
-        near: ir.Node,
-        attributes: dict[str, int] | None = None,
-    ) -> ir.Node:
-        base = near.name or near.op_type
-        made = ir.node(
-            op_type, inputs, attributes or {}, name=self._names.fresh(f"{base}_{op_type}")
-        )
-        made.outputs[0].name = self._names.fresh(f"{base}_{op_type}_Output")
-        return made
-
-    def _replace(self, node: ir.Node, made: list[ir.Node]) -> None:
-        graph, old, new = _graph(node), node.outputs[0], made[-1].outputs[0]
+    def _replace(self, node: ir.Node, made: ir.Node) -> None:
         self._model.opset_imports.setdefault(_CONTRIB, 1)
-        made[-1].name = node.name
-        graph.insert_before(node, made)
-        new.type, new.shape = old.type, old.shape
-        name = old.name
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        graph.remove(node, safe=True)
-        new.name = name
+        made.name = node.name
+        put_in_place(node, [made])
 
 
 def pack(q: Integers, bits: int) -> npt.NDArray[np.uint8]:
@@ -161,11 +143,10 @@ def _channels(weight: Float) -> tuple[Int, Float]:
     return quantize(weight, scales, np.int8(0), "int8", 0), scales
 
 
+def _form(node: ir.Node) -> str:
+    """Tell apart readers of one weight that want other integers of it."""
+    return f"product {int_attr(node, 'transB', 0)} {float_attr(node, 'alpha', 1.0)}"
+
+
 def _bias(node: ir.Node) -> ir.Value | None:
     return node.inputs[2] if is_op(node, "Gemm") and len(node.inputs) > 2 else None
-
-
-def _graph(node: ir.Node) -> ir.Graph:
-    if not isinstance(node.graph, ir.Graph):
-        raise ValueError(f"{node.name}: not in a graph")
-    return node.graph

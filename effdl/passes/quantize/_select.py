@@ -9,8 +9,17 @@ import onnx
 import onnx_ir as ir
 
 from effdl.graph.proto import skeleton_proto
-from effdl.graph.walk import all_nodes, float_attr, int_attr, is_op, only_user, str_attr
+from effdl.graph.walk import (
+    all_nodes,
+    float_attr,
+    function_nodes,
+    int_attr,
+    is_op,
+    only_user,
+    str_attr,
+)
 from effdl.graph.weights import constant_tensor, scalar
+from effdl.passes.base import Context
 
 WEIGHTED = ("Conv", "MatMul", "Gemm")
 MOVEMENT = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather")
@@ -89,6 +98,30 @@ def is_half(model: ir.Model) -> bool:
     half = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     values = [*model.graph.inputs, *model.graph.initializers.values()]
     return any(v.dtype in half for v in values)
+
+
+def choose_nodes(
+    model: ir.Model, refusal: Callable[[ir.Node], str | None], ctx: Context
+) -> list[ir.Node]:
+    """Return the nodes, subgraphs included, that nothing is said against; tell the others' reasons.
+
+    Args:
+        model: not changed.
+        refusal: says why a node is left alone, an empty string when it is not, None when it is no
+            candidate.
+        ctx: is told.
+    """
+    chosen = []
+    in_functions = set(function_nodes(model))
+    for node in all_nodes(model):
+        reason = refusal(node)
+        if reason == "" and node in in_functions:
+            reason = "inside a function"
+        if reason == "":
+            chosen.append(node)
+        elif reason is not None:
+            ctx.skip(node, reason)
+    return chosen
 
 
 def activation_inputs(node: ir.Node) -> tuple[int, ...]:

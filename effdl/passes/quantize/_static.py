@@ -79,8 +79,6 @@ class StaticQuantizer(NodePass):
         chosen = self._select(model, ctx, form)
         if chosen is None:
             return 0
-        if chosen.nodes and 0 < opset(model) < _OPSET:
-            chosen = self._on_newer(model, ctx, form, chosen)
         if not chosen.nodes:
             _tell_skipped(chosen, ctx)
             return 0
@@ -88,6 +86,18 @@ class StaticQuantizer(NodePass):
             raise DataError(
                 "quantize_static needs calibration data", hint="give data.calibration in the recipe"
             )
+        old, functions = model.graph, dict(model.functions)
+        if 0 < opset(model) < _OPSET:
+            chosen = self._on_newer(model, ctx, form, chosen)
+        changes = self._quantize(model, ctx, form, chosen)
+        if not changes:  # a conversion for nothing is taken back
+            model.graph = old
+            model.functions.clear()
+            model.functions.update(functions)
+        return changes
+
+    def _quantize(self, model: ir.Model, ctx: Context, form: Format, chosen: Selection) -> int:
+        assert ctx.feeds is not None
         names = [v.name or "" for v in quantized_values(chosen)]
         feeds, held = ctx.feeds.split(_HELD) if self.range_search else (ctx.feeds, None)
         seen = collect(model, names, feeds, threads=ctx.target.threads)
@@ -157,36 +167,26 @@ class StaticQuantizer(NodePass):
     ) -> dict[ir.Node, npt.NDArray[np.float64]]:
         """Return the mean of what each layer with a bias reads."""
         assert ctx.feeds is not None
-        layers: dict[str, Rows] = {}
-        nodes: dict[str, ir.Node] = {}
+        layers: dict[ir.Node, Rows] = {}
         for node in chosen.nodes:
             rows = rows_of(node) if is_op(node, *WEIGHTED) and len(node.inputs) > 2 else None
             if rows is not None:
-                key = str(len(layers))
-                layers[key], nodes[key] = rows, node
+                layers[node] = rows
         found = moments(model, layers, ctx.feeds, second=False, threads=ctx.target.threads)
-        return {nodes[key]: seen.mean for key, seen in found}
+        return {node: seen.mean for node, seen in found}
 
     def _on_newer(
         self, model: ir.Model, ctx: Context, form: Format, chosen: Selection
     ) -> Selection:
         """Convert an older model to the opset that one scale per channel came with; choose again."""
-        old, functions = model.graph, dict(model.functions)
         try:
             convert_opset(model, _OPSET)
-            again = self._select(model, ctx, form)
         except ModelError as e:
             chosen.nodes.clear()
             chosen.skipped.append(("model", f"cannot be converted to opset {_OPSET}: {e.message}"))
             return chosen
-        if again is None or not again.nodes:
-            model.graph = old
-            model.functions.clear()
-            model.functions.update(functions)
-            chosen.nodes.clear()
-            return chosen
         ctx.note("converted_to_opset", _OPSET)
-        return again
+        return self._select(model, ctx, form) or Selection()
 
     def candidates(self, model: ir.Model, ctx: Context) -> list[str] | None:
         """Names of the nodes that would become 8-bit."""

@@ -13,13 +13,14 @@ import onnx_ir as ir
 from pydantic import Field
 
 from effdl.graph.shapes import infer
-from effdl.graph.walk import all_nodes, float_attr, int_attr, is_op, nodes_in
-from effdl.graph.weights import Names, constant_tensor
+from effdl.graph.walk import float_attr, int_attr, is_op
+from effdl.graph.weights import Names, constant_tensor, shared
 from effdl.observe.moments import Moments, moments
-from effdl.observe.rows import Rows
 from effdl.passes.base import Context, NodePass
 from effdl.passes.quantize._nbits import BlockWriter
+from effdl.passes.quantize._rows import rows_of
 from effdl.passes.quantize._scaling import divide, norm_before
+from effdl.passes.quantize._select import choose_nodes
 from effdl.passes.quantize._weights import with_weight
 from effdl.solve.blocks import (
     Float,
@@ -123,12 +124,14 @@ class QuantizeWeights(NodePass):
                 x = node.inputs[0]
                 if is_op(node, *_PRODUCTS) and node.graph is model.graph and x is not None:
                     by_input.setdefault(x.name or "", []).append(node)
-            layers = {name: Rows(name, _inputs(nodes[0])) for name, nodes in by_input.items()}
+            layers = {name: r for name, nodes in by_input.items() if (r := rows_of(nodes[0]))}
             assert ctx.feeds is not None
             for name, seen in moments(model, layers, ctx.feeds, threads=ctx.target.threads):
                 nodes = by_input[name]
                 factors = None
-                norm = norm_before(_read(nodes[0]), nodes) if self.method == "awq" else None
+                alone = all(not shared(n.inputs[1]) for n in nodes if n.inputs[1] is not None)
+                awq = self.method == "awq" and alone  # another reader's input has other factors
+                norm = norm_before(_read(nodes[0]), nodes) if awq else None
                 if norm is not None:
                     factors = scaled[norm] = self._factors(nodes, seen)
                 done |= {node: self._round(node, seen, factors) for node in nodes}
@@ -184,24 +187,16 @@ class QuantizeWeights(NodePass):
         )
 
     def _choose(self, model: ir.Model, ctx: Context) -> list[ir.Node]:
-        chosen = []
         shapes = infer(model)
-        in_functions = {n for f in model.functions.values() for n in nodes_in(f)}
-        for node in all_nodes(model):
-            refusal = self._refusal(node)
-            if refusal == "" and node in in_functions:
-                refusal = "inside a function"
-            if (
-                refusal == ""
-                and is_op(node, *_PRODUCTS)
-                and len(shapes.of(node.inputs[0]) or ()) == 1
-            ):
-                refusal = "its input is a vector"
-            if refusal == "":
-                chosen.append(node)
-            elif refusal is not None:
-                ctx.skip(node, refusal)
-        return chosen
+
+        def refusal(node: ir.Node) -> str | None:
+            reason = self._refusal(node)
+            if reason == "" and is_op(node, *_PRODUCTS):
+                vector = len(shapes.of(node.inputs[0]) or ()) == 1
+                return "its input is a vector" if vector else ""
+            return reason
+
+        return choose_nodes(model, refusal, ctx)
 
     def _refusal(self, node: ir.Node) -> str | None:
         """Return why a weight stays float, an empty string when it does not, None for other ops."""
@@ -252,10 +247,6 @@ def _oriented(node: ir.Node, array: Float) -> Float:
     weight = array if int_attr(node, "transB", 0) else array.T
     alpha = float_attr(node, "alpha", 1.0)
     return weight if alpha == 1.0 else weight * np.float32(alpha)
-
-
-def _inputs(node: ir.Node) -> int:
-    return int(_weight(node).shape.numpy()[1 if int_attr(node, "transB", 0) else 0])
 
 
 def _product(node: ir.Node) -> str:
