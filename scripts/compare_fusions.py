@@ -29,6 +29,7 @@ import effdl  # noqa: F401  (before onnxruntime: switches its telemetry off)
 import numpy as np
 import onnxruntime as ort
 from fusion_tools import typed
+from jobs import ask
 from sections import with_section
 
 from effdl.data.feeds import Feeds
@@ -39,6 +40,7 @@ from effdl.recipe.shipped import preset_names
 from effdl.runtime.target import parse_target
 
 HERE = Path(__file__).parent
+TOOL_SCRIPT = HERE / "fusion_tools.py"
 TOOLS = ("effdl", "transformers", "onnxscript")
 TITLES = {"effdl": "effdl", "transformers": "transformers", "onnxscript": "optimize_for_ort"}
 PRESET = "transformer-fp32"
@@ -47,22 +49,6 @@ LIMIT = 600
 WRONG = 1e-3
 """A relative error above it is a wrong output: rounding stays below 1e-5 here."""
 Row = dict[str, Any]
-
-
-def ask(tool: str, job: Row) -> Row:
-    """Run one job in a process of its own; ``failed`` says why there is no answer."""
-    command = [sys.executable, str(HERE / "fusion_tools.py"), tool, json.dumps(job)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"not done after {LIMIT} s"}
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        if done.returncode < 0:
-            return {"failed": f"killed by signal {-done.returncode}"}
-        return {"failed": said[-1][:200] if said else f"exit code {done.returncode}"}
-    answer: Row = json.loads(done.stdout)
-    return answer
 
 
 def made_by(tool: str, entry: Row, args: argparse.Namespace, folder: Path, threads: int) -> Row:
@@ -81,10 +67,10 @@ def made_by(tool: str, entry: Row, args: argparse.Namespace, folder: Path, threa
         **{k: entry[k] for k in ("family", "heads", "hidden")},
     }
     with alone(args.lock if tool == "effdl" and args.gate != "off" else None):
-        told = ask(tool, job)
+        told = ask(TOOL_SCRIPT, tool, job, LIMIT)
     if "failed" in told:
         return told
-    judged = ask("judge", job)
+    judged = ask(TOOL_SCRIPT, "judge", job, LIMIT)
     told |= {"failed": f"result: {judged['failed']}"} if "failed" in judged else judged
     if "passes" in told:  # a fused form need not be one node
         told["attention"] = max(told.get("attention", 0), told["passes"].get("fuse_attention", 0))

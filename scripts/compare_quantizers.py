@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -25,13 +22,14 @@ import effdl  # noqa: F401  (before onnxruntime: switches its telemetry off)
 # isort: split
 import numpy as np
 import onnxruntime as ort
+from jobs import ask
 from real_models import Row, rows
 from sections import with_section
 
 from effdl import api
 from effdl.runtime.target import parse_target
 
-HERE = Path(__file__).parent
+TOOL_SCRIPT = Path(__file__).parent / "quantizer_tools.py"
 TOOLS = ("effdl", "ort_minmax", "ort_entropy", "ort_percentile", "ort_dynamic", "nncf")
 TITLES = {
     "effdl": "effdl",
@@ -44,22 +42,6 @@ TITLES = {
 LIMIT = 900
 """Seconds that a tool may take for a model."""
 Result = dict[str, Any]
-
-
-def ask(tool: str, job: Result) -> Result:
-    """Run one tool in a process of its own; ``failed`` says why there is no result."""
-    command = [sys.executable, str(HERE / "quantizer_tools.py"), tool, json.dumps(job)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"not done after {LIMIT} s"}
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        if done.returncode < 0:
-            return {"failed": f"killed by signal {-done.returncode}"}
-        return {"failed": said[-1][:160] if said else f"exit code {done.returncode}"}
-    answer: Result = json.loads(done.stdout)
-    return answer
 
 
 def measured(row: Row, tools: Sequence[str], args: argparse.Namespace) -> Result:
@@ -82,7 +64,7 @@ def measured(row: Row, tools: Sequence[str], args: argparse.Namespace) -> Result
                 "gate": args.gate,
                 "reduce_range": not parse_target("cpu").int8_dot,
             }
-            told = ask(tool, job)
+            told = ask(TOOL_SCRIPT, tool, job, LIMIT)
             if "failed" not in told:
                 try:
                     told["score"] = row.score(Path(job["out"]))

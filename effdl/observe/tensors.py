@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from effdl.data.feeds import Feed, Feeds, nbytes
-from effdl.graph.weights import Names
-from effdl.runtime.session import Session, open_session
+from effdl.data.feeds import Feeds, nbytes
+from effdl.measure.taps import chunks, sizes, tapped
 from effdl.runtime.target import parse_target
 
 MAX_BYTES = 256 << 20
@@ -46,61 +45,14 @@ def tensors(
     for name in (n for n in names if n in inputs):
         for feed in feeds:
             yield name, feed[name]
-    for chunk in _chunks(model, computed, feeds, threads, max_bytes):
-        session = _session(model, chunk, threads)
+    if not computed:
+        return
+    place = parse_target("cpu", threads)
+    size = sizes(model, computed, max(feeds, key=nbytes), place)
+    for chunk in chunks(computed, size, max_bytes):
+        session = tapped(model, chunk, place, optimize=True)
         for feed in feeds:
             found = session.run(feed)
             for name in chunk:
                 yield name, found.pop(name)
         del session
-
-
-def _chunks(
-    model: ir.Model, names: Sequence[str], feeds: Feeds, threads: int, max_bytes: int
-) -> Iterator[list[str]]:
-    """Split ``names`` so that the arrays of each part fit into ``max_bytes``."""
-    if not names:
-        return
-    sizes = _sizes(model, names, max(feeds, key=nbytes), threads)
-    chunk: list[str] = []
-    used = 0
-    for name in names:
-        if chunk and used + sizes[name] > max_bytes:
-            yield chunk
-            chunk, used = [], 0
-        chunk.append(name)
-        used += sizes[name]
-    yield chunk
-
-
-def _sizes(model: ir.Model, names: Sequence[str], feed: Feed, threads: int) -> dict[str, int]:
-    """Bytes of each tensor on ``feed``; the model returns shapes instead of the tensors."""
-    copy = model.clone()
-    values = _values(copy)
-    fresh = Names(copy)
-    shapes = []
-    for name in names:
-        node = ir.node("Shape", [values[name]])
-        output = node.outputs[0]
-        output.name = fresh.fresh(f"{name}_shape")
-        output.type = ir.TensorType(ir.DataType.INT64)
-        copy.graph.append(node)
-        shapes.append(output)
-    copy.graph.outputs[:] = shapes
-    found = open_session(copy, parse_target("cpu", threads)).run(feed)
-    return {n: 4 * int(np.prod(found[s.name or ""])) for n, s in zip(names, shapes, strict=True)}
-
-
-def _session(model: ir.Model, names: Sequence[str], threads: int) -> Session:
-    """Open a copy of the model whose outputs are ``names``."""
-    copy = model.clone()
-    values = _values(copy)
-    for name in names:
-        if values[name].type is None:
-            values[name].type = ir.TensorType(ir.DataType.FLOAT)
-    copy.graph.outputs[:] = [values[n] for n in names]
-    return open_session(copy, parse_target("cpu", threads))
-
-
-def _values(model: ir.Model) -> dict[str, ir.Value]:
-    return {o.name or "": o for node in model.graph for o in node.outputs}
