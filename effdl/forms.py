@@ -40,7 +40,10 @@ def forms_of(step: Step) -> list[Form]:
 
 
 def best_form(
-    work: Workpiece, gate: Gate, forms: list[Form], attempt: Callable[[Step], PassReport]
+    work: Workpiece,
+    gate: Gate,
+    forms: list[Form],
+    attempt: Callable[[Step], tuple[Step, PassReport, str]],
 ) -> tuple[Step, PassReport] | None:
     """Try each form on the model as it is now, keep the fastest; the model before it if none is.
 
@@ -48,7 +51,8 @@ def best_form(
         work: the model on its way.
         gate: measures.
         forms: what to choose from.
-        attempt: runs and checks one step and leaves the model changed where all went well.
+        attempt: runs and checks one step, in a milder form where it has to, and leaves the model changed
+            where all went well; says what it ran, what came of it and why it breaks the budget.
 
     Returns:
         None, with the model as it was, where no form changed anything within the budget, or speed is
@@ -58,20 +62,17 @@ def best_form(
     ways: dict[tuple[str, ...], tuple[Form, PassReport, Snapshot]] = {}
     failed = []
     for form in forms:
-        report = attempt(form.step)
-        broken = ""
-        if report.status == "changed" and form.step.pass_.lossy:
-            broken = gate.refuses(form.step.pass_, work.original, work.model, work.error())
-        if broken:
-            failed.append(f"{form.label}: {broken}")
+        step, report, refused = attempt(form.step)
+        if refused:
+            failed.append(f"{form.label}: {refused}")
         elif report.status == "changed":
-            ways.setdefault(_operators(work.model), (form, report, work.snapshot()))
+            way = replace(form, step=step), report, work.snapshot()
+            ways.setdefault(_operators(work.model), way)
         elif report.status == "rolled_back":
             failed.append(f"{form.label} rolled back")
         work.restore(before)
-    models = [state.model for _, _, state in ways.values()]
-    lossy = forms[0].step.pass_.lossy
-    found = gate.fastest(before.model, models, lossy=lossy) if models else None
+    made = [(state.model, names_touched(report)) for _, report, state in ways.values()]
+    found = gate.fastest(forms[0].step.pass_, before.model, made) if made else None
     if found is None:
         return None
     ranked = sorted(
@@ -86,6 +87,11 @@ def best_form(
         return form.step, replace(report, gate=verdict)
     dropped = replace(report, status="dropped", reason=verdict.reason, gate=verdict)
     return form.step, dropped
+
+
+def names_touched(report: PassReport) -> list[str]:
+    """Return the names of the nodes that a pass changed."""
+    return [name for name, _ in report.touched]
 
 
 def _speed(gate: GateReport) -> str:

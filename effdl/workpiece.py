@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from effdl.data.feeds import Feeds
 from effdl.errors import ModelError
 from effdl.graph import io
-from effdl.graph.clean import clean
+from effdl.graph.clean import clean, name_nodes
 from effdl.graph.dims import known_dims
 from effdl.graph.walk import interface
 from effdl.measure.fidelity import compare_outputs
@@ -52,13 +53,14 @@ class Snapshot:
     verifier: Verifier | None
     reference: Outputs
     first: Outputs
+    memo: dict[Any, Any]
 
 
 class Workpiece:
     """A model and what its checks need.
 
     Args:
-        original: the input model; stays as it is.
+        original: the input model; stays as it is, but that nodes without a name get one.
         target: what passes are told about the place the model is made for.
         check_target: where outputs are computed.
         samples: gives the user's samples, cut for a model's inputs; None without.
@@ -77,6 +79,7 @@ class Workpiece:
         seed: int,
         workdir: Path,
     ) -> None:
+        name_nodes(original)  # what is left alone or at fault is told by its name
         self.original = original
         self.model = original.clone()
         self.target = target
@@ -88,6 +91,7 @@ class Workpiece:
         self.workdir = workdir
         self.verifier: Verifier | None = None
         self.first: Outputs = []  # of the original model on the verifier's feeds
+        self.memo: dict[Any, Any] = {}  # what passes observed of the model as it is now
         self.start: Snapshot = self.snapshot()
 
     def start_checks(self) -> None:
@@ -108,13 +112,15 @@ class Workpiece:
     def snapshot(self) -> Snapshot:
         """Return the present state."""
         reference = [] if self.verifier is None else self.verifier.reference
-        return Snapshot(self.model.clone(), self.calibration, self.verifier, reference, self.first)
+        return Snapshot(
+            self.model.clone(), self.calibration, self.verifier, reference, self.first, self.memo
+        )
 
     def restore(self, state: Snapshot) -> None:
         """Go back to a state; it can be used again."""
         self.model = state.model.clone()
         self.calibration = state.calibration
-        self.verifier, self.first = state.verifier, state.first
+        self.verifier, self.first, self.memo = state.verifier, state.first, state.memo
         if self.verifier is not None:
             self.verifier.reference = state.reference
 
@@ -142,12 +148,14 @@ class Workpiece:
             return PassLog(), 0, why
         ctx = self.context()
         changes = step.pass_.run(self.model, ctx)
+        if changes:
+            self.memo = {}  # a snapshot before it has the old one
         return ctx.log, changes, "" if changes else ctx.log.why_nothing()
 
     def context(self) -> Context:
         """Return what a pass may know, with a folder of its own."""
         folder = Path(tempfile.mkdtemp(dir=self.workdir))
-        return Context(self.target, self.calibration, self.seed, folder, PassLog())
+        return Context(self.target, self.calibration, self.seed, folder, PassLog(), self.memo)
 
     def accept(self, verdict: Verdict) -> None:
         """Make the checked model the one that the next is compared with."""

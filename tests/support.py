@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -90,3 +94,21 @@ def op_counts(model: ir.Model) -> dict[str, int]:
     for node in model.graph.all_nodes():
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return counts
+
+
+@dataclass
+class Result:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> dict[str, Any]:
+        """What was printed as JSON."""
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+Effdl = Callable[..., Result]
+"""The command line as a function, see conftest.py."""

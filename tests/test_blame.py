@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effdl.measure.blame import OVERHEAD, changes, culprits, explain, kind_of
+from effdl.measure.blame import OVERHEAD, changes, explain, kind_of
 from effdl.measure.kernels import op_times
+from effdl.measure.parts import culprits
 from effdl.report import NodeTime, OpChange, Profile
 
 

@@ -8,48 +8,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from effdl.cli.app import main
 from effdl.graph import io
 from effdl.runtime.machine import this_machine
-from tests.support import SAMPLES, SHARED, needs_shared
+from tests.support import SAMPLES, SHARED, Effdl, Result, needs_shared
 
 CNN = SAMPLES / "digits_cnn.onnx"
 CALIB = SAMPLES / "digits_cnn.calib.npz"
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> dict:
-        return json.loads(self.out)
-
-
-Effdl = Callable[..., Result]
-
-
-@pytest.fixture
-def effdl(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Effdl:
-    def run(*args: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["effdl", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        out, err = capfd.readouterr()
-        return Result(code, out, err)
-
-    return run
 
 
 def quick(*more: object) -> list[object]:

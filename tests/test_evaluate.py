@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,41 +14,16 @@ from PIL import Image
 
 import effdl as effdl_package
 from effdl import recipe
-from effdl.cli.app import main
 from effdl.cli.evaluate import parse_drop
 from effdl.data.spec import Preprocess, Source
 from effdl.errors import RecipeError, UsageError
 from effdl.graph import io
 from effdl.report import EvaluateReport, to_json
-from tests.support import SAMPLES, SHARED, from_text, needs_shared
+from tests.support import SAMPLES, SHARED, Effdl, from_text, needs_shared
 
 MLP = SAMPLES / "digits_mlp.onnx"
 TEST = SAMPLES / "digits_mlp.test.npz"
 CIFAR = "unit,mean=0.4914/0.4822/0.4465,std=0.2470/0.2435/0.2616"
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-Effdl = Callable[..., Result]
-
-
-@pytest.fixture
-def effdl(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Effdl:
-    def run(*args: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["effdl", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        return Result(code, *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ ORDER = (
     "render",
     "search",
     "opportunities",
+    "layerwise",
     "pipeline",
     "forms",
     "workpiece",

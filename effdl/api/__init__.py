@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from effdl.api.comparing import compare, compare_there, evaluate
-from effdl.api.inputs import ModelLike, TargetLike, as_file
+from effdl.api.inputs import ModelLike, TargetLike, as_file, feeds_of
 from effdl.api.measuring import bench, bench_scan, profile
 from effdl.data.spec import Source
 from effdl.errors import UsageError
 from effdl.graph import io
 from effdl.graph.dims import check_dims
+from effdl.layerwise import layers
 from effdl.measure.stats import model_stats, node_stats
 from effdl.opportunities import explain as explain_pass
 from effdl.opportunities import opportunities
 from effdl.pipeline import optimize as run
 from effdl.recipe import Recipe, apply_overrides
 from effdl.recipe import load as load_recipe
-from effdl.report import ExplainReport, InspectReport, RunReport
+from effdl.report import ExplainReport, InspectReport, LayersReport, RunReport
 from effdl.run_options import Progress, RunOptions
 from effdl.runtime.target import parse_target
 
@@ -34,6 +36,7 @@ __all__ = [
     "compare_there",
     "evaluate",
     "explain",
+    "explain_quantize",
     "inspect",
     "load",
     "optimize",
@@ -149,3 +152,45 @@ def explain(
         return explain_pass(
             recipe.passes[0], io.load(path), label, parse_target(target), simplify=first
         )
+
+
+def explain_quantize(
+    model: ModelLike,
+    *,
+    data: str | Path | Source | None = None,
+    dims: Mapping[str, int] | None = None,
+    threads: int = 1,
+    seconds: float = 3.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> LayersReport:
+    """Tell layer by layer what 8-bit integers would do on this machine's CPU, measured.
+
+    Args:
+        model: the model; stays as it is.
+        data: calibration data (an .npz, a folder): ranges come from them; without, they are found at
+            every run, or for convolutions taken from random inputs.
+        dims: values of dynamic dimensions.
+        threads: intra-op threads.
+        seconds: measuring time for each of the two forms.
+        seed: of random inputs, where there are no data.
+        progress: told what is being done.
+
+    Raises:
+        EffdlError: a model or data that cannot be read, or nothing that can be 8-bit.
+    """
+    target = parse_target("cpu", threads)
+    with as_file(model) as path:
+        feeds = feeds_of(path, data, dims, seed, target, 4)
+        found = layers(
+            path,
+            Path(data) if isinstance(data, str) else data,
+            target,
+            feeds=feeds,
+            dims=dims or {},
+            threads=threads,
+            seconds=seconds,
+            seed=seed,
+            tell=progress or (lambda name, what: None),
+        )
+        return replace(found, path="") if isinstance(model, ir.Model) else found

@@ -11,12 +11,14 @@ import onnx_ir as ir
 
 from effdl.data.feeds import Feeds
 from effdl.errors import EffdlError, ModelError
+from effdl.gate.islands import Islands
 from effdl.gate.scores import Scores, drop
 from effdl.gate.total import objective_of
 from effdl.graph import io
 from effdl.measure.bench import bench
-from effdl.measure.blame import changes, culprits, explain
+from effdl.measure.blame import changes, explain
 from effdl.measure.locate import at_fault, locate, worst
+from effdl.measure.parts import culprits
 from effdl.measure.profile import profile
 from effdl.measure.size import zstd_size
 from effdl.passes.base import Pass
@@ -25,7 +27,6 @@ from effdl.report import (
     BenchReport,
     BenchResult,
     GateReport,
-    LocateReport,
     OpChange,
     Profile,
 )
@@ -36,50 +37,12 @@ _PATIENCE = 2.5
 """A pass that is too noisy to judge is measured once more, this many times as long."""
 _GENERATIONS = 3
 """How often processes are started for a pass; starting them takes longer than measuring a small model."""
-_MARGIN = 0.8
-"""Share of the limit that a repair aims at, and of the time lost."""
 _SIGMAS = 1.96
 """Half a 95 % interval, in standard deviations."""
 _SUSPECTS = 32
 """Steps that a repair chooses from."""
 _NAMED = 3
 """Operators that a reason names."""
-
-
-def _some(names: Sequence[str]) -> int:
-    """How many of the nodes at fault to leave alone when nothing more is known."""
-    return math.ceil(len(names) / 10)
-
-
-def _most(places: Sequence[tuple[tuple[str, ...], float, float]]) -> int:
-    """How many of the nodes to leave alone, so that most of the time lost at these places comes back."""
-    lost = sum(after - before for _, before, after in places)
-    names: dict[str, None] = {}
-    found = 0.0
-    for origin, before, after in places:
-        if found >= _MARGIN * lost:
-            break
-        names |= dict.fromkeys(origin)
-        found += after - before
-    return len(names)
-
-
-def _enough(report: LocateReport, error: float | None, limit: float) -> int:
-    """How many of the nodes at fault to leave alone, so that the others stay below the limit.
-
-    The errors that single steps cause at the outputs are taken to be independent: they add up as
-    squares. Their sum is scaled to the error that was measured.
-    """
-    effects = [j.effect or 0.0 for j in report.jumps]
-    total = math.hypot(*effects)
-    if not total or error is None:
-        return _some(at_fault(report))
-    rest = total
-    for k in range(len(effects)):
-        rest = math.hypot(*effects[k:])
-        if rest * error <= _MARGIN * limit * total:
-            return len(at_fault(replace(report, jumps=report.jumps[:k])))
-    return len(at_fault(report))
 
 
 def _judged(model: BenchResult, said: str, before_ms: float, lossy: bool) -> GateReport:
@@ -145,7 +108,13 @@ class Gate:
         self._before = self.source
 
     def judge(
-        self, step: Pass, original: ir.Model, before: ir.Model, after: ir.Model, error: float | None
+        self,
+        step: Pass,
+        original: ir.Model,
+        before: ir.Model,
+        after: ir.Model,
+        error: float | None,
+        touched: Sequence[str],
     ) -> GateReport | None:
         """Say whether a pass stays; None when it claims nothing and costs nothing.
 
@@ -155,10 +124,11 @@ class Gate:
             before: the model without the pass.
             after: the model with it.
             error: relative L2 error of the worst output of ``after`` against the input model.
+            touched: names of the nodes that the pass changed.
         """
         held = self._hold(original, after, error) if step.lossy else None
         if held is not None and not held.kept:
-            return held
+            return self._name_layers(held, original, before, after, touched)
         by = self._claim(step)
         if not by:
             self.forget()
@@ -166,17 +136,31 @@ class Gate:
         old = self._before or self._write(before)
         new = self._write(after)
         smaller = by == "size"
-        found = self._smaller(old, new) if smaller else self._faster(old, new, lossy=step.lossy)
+        if smaller:
+            found = self._smaller(old, new)
+        else:
+            found = self._timed(old, [new], step.lossy)[0]
+            found = self._name_places(found, step, before, touched, old, new)
         self._before, gone = (new, old) if found.kept else (old, new)
         self._remove(gone)
         if held is not None:
             found = replace(found, score=held.score, fidelity=held.fidelity)
         return found
 
-    def refuses(self, step: Pass, original: ir.Model, after: ir.Model, error: float | None) -> str:
-        """Return why a model breaks the budget, empty when it does not; ``judge`` explains the arguments."""
-        held = self._hold(original, after, error, explain=False) if step.lossy else None
-        return held.reason if held is not None and not held.kept else ""
+    def refuses(
+        self,
+        step: Pass,
+        original: ir.Model,
+        before: ir.Model,
+        after: ir.Model,
+        error: float | None,
+        touched: Sequence[str],
+    ) -> GateReport | None:
+        """Return why a model breaks the budget, None when it does not; arguments as of ``judge``."""
+        held = self._hold(original, after, error) if step.lossy else None
+        if held is None or held.kept:
+            return None
+        return self._name_layers(held, original, before, after, touched)
 
     def forget(self) -> None:
         """The model changed without being measured: its file is of no use any more."""
@@ -209,9 +193,7 @@ class Gate:
         for file in (*io.data_files(path), path):
             file.unlink()
 
-    def _hold(
-        self, original: ir.Model, after: ir.Model, error: float | None, *, explain: bool = True
-    ) -> GateReport | None:
+    def _hold(self, original: ir.Model, after: ir.Model, error: float | None) -> GateReport | None:
         """Hold a lossy pass to the budget: by the metric, or by the output error without labels."""
         budget = self.recipe.budget
         spec = self.scores.spec
@@ -223,17 +205,22 @@ class Gate:
             kept = drop(first, now.value) <= budget.accuracy_drop
             said = f"{spec.metric} went from {first.value:.4f} to {now.value:.4f}"
             reason = "" if kept else f"{said}, allowed is a loss of {budget.accuracy_drop:g}"
-            found = GateReport(kept, "accuracy", reason, score=now.value, fidelity=error)
-        elif budget.fidelity is not None and error is not None:
+            return GateReport(kept, "accuracy", reason, score=now.value, fidelity=error)
+        if budget.fidelity is not None and error is not None:
             kept = error <= budget.fidelity
             reason = "" if kept else f"output error {error:.2g}, allowed {budget.fidelity:g}"
-            found = GateReport(kept, "fidelity", reason, fidelity=error)
-        else:
-            return None
-        return self._name_layers(found, original, after) if explain and not found.kept else found
+            return GateReport(kept, "fidelity", reason, fidelity=error)
+        return None
 
-    def _name_layers(self, found: GateReport, original: ir.Model, after: ir.Model) -> GateReport:
-        """Add the layers at which the error arises."""
+    def _name_layers(
+        self,
+        found: GateReport,
+        original: ir.Model,
+        before: ir.Model,
+        after: ir.Model,
+        touched: Sequence[str],
+    ) -> GateReport:
+        """Add the layers at which the error arises, and which of them it is cheapest to leave alone."""
         self.tell("looking for the layers at fault")
         feeds = self.feeds().first(1)
         try:
@@ -242,11 +229,26 @@ class Gate:
             return found
         said = [f"{op} {name}" for name, op, _ in worst(report, _NAMED)]
         reason = f"{found.reason}; most comes from {', '.join(said)}" if said else found.reason
-        names = at_fault(report)
         budget = self.recipe.budget
         limit = budget.fidelity if budget is not None and found.by == "fidelity" else None
-        few = _enough(report, found.fidelity, limit) if limit is not None else _some(names)
-        return replace(found, reason=reason, culprits=tuple(names), spare=few)
+        islands = Islands(before, touched, *self._profiles(before, after))
+        if limit is None or found.fidelity is None:  # what error the metric allows is not known
+            repairs = islands.repairs(report.jumps, 1.0, 1.0)
+        else:
+            repairs = islands.repairs(report.jumps, found.fidelity, limit)
+        return replace(found, reason=reason, culprits=tuple(at_fault(report)), repairs=repairs)
+
+    def _profiles(
+        self, before: ir.Model, after: ir.Model
+    ) -> tuple[Profile, Profile] | tuple[None, None]:
+        """Return where the time of two models goes; nothing where speed is no aim."""
+        if self.objective == "size" or self.host is None:
+            return None, None
+        old, new = self._before or self._write(before), self._write(after)
+        found = self.profile(old, new)
+        self._before = old
+        self._remove(new)
+        return found or (None, None)
 
     def _smaller(self, old: Path, new: Path) -> GateReport:
         before, after = io.files_size(old), io.files_size(new)
@@ -255,34 +257,30 @@ class Gate:
         return GateReport(kept, "size", reason, file_bytes=after)
 
     def fastest(
-        self, before: ir.Model, forms: Sequence[ir.Model], *, lossy: bool
+        self, step: Pass, before: ir.Model, forms: Sequence[tuple[ir.Model, Sequence[str]]]
     ) -> list[GateReport] | None:
         """Time several models against the one before them, in one race; None where speed is no aim.
 
         The fastest that is kept becomes the model that the next pass is measured against.
+
+        Args:
+            step: what made them.
+            before: the model before it.
+            forms: what it made, and the names of the nodes that it changed.
         """
         if self.objective == "size" or self.host is None:
             return None
         old = self._before or self._write(before)
-        files = [self._write(m) for m in forms]
-        found = self._timed(old, files, lossy)
-        kept = [k for k, f in enumerate(found) if f.kept]
-        best = max(kept, key=lambda k: found[k].ratio or 0.0, default=None)
-        if best is None:  # why the best of them loses
-            k = max(range(len(found)), key=lambda k: found[k].ratio or 0.0)
-            if found[k].ratio is not None:
-                found[k] = self._name_operators(found[k], found[k].reason, old, files[k])
-        self._before = old if best is None else files[best]
+        files = [self._write(m) for m, _ in forms]
+        found = self._timed(old, files, step.lossy)
+        best = max(range(len(found)), key=lambda k: (found[k].kept, found[k].ratio or 0.0))
+        touched = forms[best][1]
+        found[best] = self._name_places(found[best], step, before, touched, old, files[best])
+        self._before = files[best] if found[best].kept else old
         for file in (old, *files):
             if file != self._before:
                 self._remove(file)
         return found
-
-    def _faster(self, old: Path, new: Path, *, lossy: bool) -> GateReport:
-        found = self._timed(old, [new], lossy)[0]
-        if found.kept or found.ratio is None:
-            return found
-        return self._name_operators(found, found.reason, old, new)
 
     def _timed(self, old: Path, files: Sequence[Path], lossy: bool) -> list[GateReport]:
         """Time files against ``old``; the reason is the verdict where one is not kept."""
@@ -312,25 +310,43 @@ class Gate:
             generations=generations,
         )
 
-    def _name_operators(self, found: GateReport, said: str, old: Path, new: Path) -> GateReport:
-        """Add where the time went."""
+    def _name_places(
+        self,
+        found: GateReport,
+        step: Pass,
+        before: ir.Model,
+        touched: Sequence[str],
+        old: Path,
+        new: Path,
+    ) -> GateReport:
+        """Add where time was lost: by operator where the pass is not kept, and the places to leave alone."""
+        refine = step.lossy and len(touched) > 1
+        if found.ratio is None or (found.kept and not refine):
+            return found
         self.tell("profiling")
         report = self.profile(old, new)
         if report is None:
-            return replace(found, reason=said)
-        first, second = report
+            return found
+        if refine:
+            names = Islands(before, touched, *report).slower()
+            if 0 < len(names) < len(set(touched)):
+                found = replace(found, repairs=(tuple(names),))
+        return found if found.kept else self._name_operators(found, *report)
+
+    def _name_operators(self, found: GateReport, first: Profile, second: Profile) -> GateReport:
+        """Add where the time went."""
         moved = changes(first, second)
         least = (found.noise_floor or 0.0) * (found.before_ms or 0.0)
         told = any(abs(c.after_ms - c.before_ms) > least for c in moved)
         why = explain(moved) if told else ""
         places = culprits(first, second)
         names = list(dict.fromkeys(name for origin, _, _ in places for name in origin))
+        said = found.reason
         return replace(
             found,
             reason=f"{said}: {why}" if why else said,
             changes=moved,
             culprits=tuple(names),
-            spare=_most(places),
         )
 
     def profile(self, old: Path, new: Path) -> tuple[Profile, Profile] | None:

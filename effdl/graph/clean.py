@@ -150,6 +150,19 @@ def fix_names(model: ir.Model) -> int:
     return changes
 
 
+def name_nodes(model: ir.Model) -> int:
+    """Give nodes without a name that of their first output, by which they are told; return how many."""
+    nameless = [n for n in all_nodes(model) if not n.name]
+    names = Names(model) if nameless else None
+    taken = {n.name for n in all_nodes(model)}
+    for node in nameless:
+        assert names is not None
+        name = next((o.name for o in node.outputs if o.name), None) or node.op_type
+        node.name = names.fresh(name) if name in taken else name
+        taken.add(node.name)
+    return len(nameless)
+
+
 def _clashing(model: ir.Model) -> list[ir.Value]:
     """Values without a name, or with one that another value of their scope has."""
     found: list[ir.Value] = []

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
+from effdl.measure.parts import in_names_of
 from effdl.report import NodeTime, OpChange, Profile
 
 OVERHEAD = "overhead between operators"
@@ -31,8 +30,6 @@ _RELATIVES = {
 _KIND = {op: kind for kind, ops in _RELATIVES.items() for op in ops}
 _MAIN = ("Conv", "ConvTranspose", "MatMul", "LSTM", "Attention")
 """What is fused into these is a small part of them; parts of other fused operators are compared whole."""
-_HOPS = 3
-"""So far from a node of the model before, a new one still works for it."""
 _SMALL = 0.05
 _TOP = 3
 
@@ -53,7 +50,7 @@ def changes(before: Profile, after: Profile) -> tuple[OpChange, ...]:
     What the kernels do not account for comes as ``overhead between operators``: so the changes sum up
     to the difference of the two ``wall_ms``.
     """
-    after = _in_names_of(before, after)
+    after = in_names_of(before, after)
     kinds = _kinds(before, after)
     sides = [_sums(p.nodes, kinds) for p in (before, after)]
     found = []
@@ -147,92 +144,3 @@ def _ms(value: float) -> str:
 
 def _delta(change: OpChange) -> float:
     return change.after_ms - change.before_ms
-
-
-def culprits(before: Profile, after: Profile) -> list[tuple[tuple[str, ...], float, float]]:
-    """Return the places of the graph that got slower, the largest loss first.
-
-    A place is a set of nodes of the model before (the names it is given with) with everything that
-    does their work in either model, and with what works for them there only: the QuantizeLinear after
-    a node, the DequantizeLinear, cast or reorder before it. Where a model has no such nodes, the names
-    are those of the model after.
-
-    Returns:
-        ``(names, before_ms, after_ms)`` of each place whose time grew.
-    """
-    known = {name for node in before.nodes for name in node.origin}
-    after = _in_names_of(before, after)
-    places = _Places()
-    for node in before.nodes:
-        places.join(node.origin)
-    by_name: dict[str, NodeTime] = {}
-    for node in after.nodes:
-        places.join(n for n in node.origin if n in known)
-        for name in node.origin:
-            by_name.setdefault(name, node)
-    times: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for side, profile in enumerate((before, after)):
-        for node in profile.nodes:
-            name = _served(node, known, by_name)
-            if name:
-                times[places.root(name)][side] += node.ms
-    names = places.members()
-    found = [(tuple(names[root]), ms, ms2) for root, (ms, ms2) in times.items() if ms2 > ms]
-    return sorted(found, key=lambda f: f[1] - f[2])
-
-
-def _in_names_of(before: Profile, after: Profile) -> Profile:
-    """Return ``after`` with names such as ``Conv_1_quant`` as the ``Conv_1`` that ``before`` has."""
-    known = {name for node in before.nodes for name in node.origin}
-
-    def old(name: str) -> str:
-        stem = name
-        while stem and stem not in known:
-            stem, _, part = stem.rpartition("_")
-            if part.isdigit():  # a number tells one node from another
-                return name
-        return stem or name
-
-    nodes = tuple(
-        replace(n, origin=tuple(map(old, n.origin)), near=tuple(map(old, n.near)))
-        for n in after.nodes
-    )
-    return replace(after, nodes=nodes)
-
-
-def _served(node: NodeTime, known: set[str], by_name: dict[str, NodeTime]) -> str:
-    """Return a name of ``known`` that the node computes or works for; its own, when there is none."""
-    at: NodeTime | None = node
-    for _ in range(_HOPS):
-        if at is None:
-            break
-        for name in (*at.origin, *at.near):
-            if name in known:
-                return name
-        at = by_name.get(next(iter(at.near), ""))
-    return next(iter((*node.origin, *node.near)), "")
-
-
-class _Places:
-    """Sets of names that grow together."""
-
-    def __init__(self) -> None:
-        self._up: dict[str, str] = {}
-
-    def root(self, name: str) -> str:
-        self._up.setdefault(name, name)
-        while self._up[name] != name:
-            self._up[name] = self._up[self._up[name]]
-            name = self._up[name]
-        return name
-
-    def join(self, names: Iterable[str]) -> None:
-        roots = [self.root(n) for n in names]
-        for root in roots[1:]:
-            self._up[self.root(root)] = self.root(roots[0])
-
-    def members(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = defaultdict(list)
-        for name in self._up:
-            found[self.root(name)].append(name)
-        return found

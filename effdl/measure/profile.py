@@ -16,9 +16,10 @@ from effdl.data.feeds import Feed, Feeds, nbytes
 from effdl.errors import DataError, UsageError
 from effdl.graph import io
 from effdl.graph.scratch import scratch
-from effdl.measure.blame import changes, culprits, explain
+from effdl.measure.blame import changes, explain
 from effdl.measure.kernels import Kernels, make_profile
 from effdl.measure.owngraph import Graph, named_copy, read_graph
+from effdl.measure.parts import culprits
 from effdl.measure.placement import placement
 from effdl.measure.sending import describe, write_feeds
 from effdl.report import Profile, ProfileReport

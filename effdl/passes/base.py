@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict
@@ -50,6 +50,8 @@ class Context:
         seed: seed of every random choice.
         workdir: an empty folder of this run, deleted at its end.
         log: where ``touch``, ``skip`` and ``note`` write.
+        memo: what passes observed of the model as it is before them, by pass and kind: the tries of a
+            step with other options find it again.
     """
 
     target: Target
@@ -57,6 +59,7 @@ class Context:
     seed: int = 0
     workdir: Path = Path()
     log: PassLog = field(default_factory=PassLog)
+    memo: dict[Any, Any] = field(default_factory=dict)
 
     def touch(self, node: ir.Node | str, what: str) -> None:
         """Record that ``node`` was changed (or would be, in a dry run): ``what`` in a few words."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from effdl.errors import CheckFailed, EffdlError, ModelError
-from effdl.forms import best_form, forms_of
+from effdl.forms import best_form, forms_of, names_touched
 from effdl.gate import Gate
 from effdl.graph import io
 from effdl.graph.walk import all_nodes
@@ -20,10 +20,16 @@ from effdl.pipeline.job import Job
 from effdl.recipe import Step
 from effdl.recipe.patterns import match_patterns
 from effdl.recipe.reproducer import write_reproducer
-from effdl.recipe.sparing import REPAIRS, spare, spared
+from effdl.recipe.sparing import spare, spared
 from effdl.report import GateReport, PassReport
 from effdl.run_options import PassBug
 from effdl.workpiece import Applied, Snapshot
+
+_ROUNDS = 2
+"""How often nodes that a kept pass made slower are left alone."""
+
+_WORTH = 1.01
+"""What leaving nodes alone has to gain."""
 
 
 class Steps:
@@ -133,26 +139,34 @@ class Steps:
         return False
 
     def _step(self, step: Step) -> tuple[Step, PassReport]:
-        """Run one pass; where the gate drops it, try again without the nodes at fault."""
+        """Run one pass in its best form; where the gate drops it, again without the nodes at fault."""
         work = self.job.work
         match_patterns(step, work.original, work.model)
         judged = self.job.options.gate == "each"
+        before = work.snapshot()
+        self.gate.tell = lambda what: self.job.tell(step.name, what)
         forms = forms_of(step) if judged else []
+        best = None
         if len(forms) > 1:
-            self.gate.tell = lambda what: self.job.tell(step.name, what)
-            best = best_form(
-                work, self.gate, forms, lambda s: self._attempt(s, judged=False, again=True)
-            )
+            best = best_form(work, self.gate, forms, self._within_budget)
             self._size = None
-            if best is not None:
-                return best
-        report = self._attempt(step, judged=judged)
+        step, report = self._repaired(*(best or (step, self._attempt(step, judged=judged))))
+        rounds = 0
+        while report.gate is not None and report.gate.kept and rounds < _ROUNDS:
+            better = self._refined(step, report, before)
+            if better is None:
+                break
+            (step, report), rounds = better, rounds + 1
+        return step, report
+
+    def _repaired(self, step: Step, report: PassReport) -> tuple[Step, PassReport]:
+        """Where the gate dropped a pass, run it again without the nodes at fault."""
         gate = report.gate
         if gate is None or gate.kept or not isinstance(step.pass_, NodePass):
             return step, report
         tried = ""
-        for factor in REPAIRS if gate.by != "latency" else REPAIRS[:1]:
-            milder = spare(step, gate.culprits, factor * gate.spare, work.model)
+        for names in gate.repairs:
+            milder = spare(step, names, self.job.work.model)
             if milder is None:
                 break
             left = spared(step, milder)
@@ -161,10 +175,82 @@ class Steps:
             if again.gate is not None and again.gate.kept:
                 return milder, replace(again, reason=f"{left} left alone; with them: {gate.reason}")
             tried = f"; with {left} left alone: {again.reason}"
-            if again.gate is None or factor * gate.spare >= len(gate.culprits):
+            if again.gate is None:
                 break
         reason = report.reason + tried
         return step, replace(report, reason=reason, gate=replace(gate, reason=reason))
+
+    def _within_budget(self, step: Step) -> tuple[Step, PassReport, str]:
+        """Run one pass; where it breaks the budget, again without the layers at fault.
+
+        Returns:
+            What was run, what came of it, and why the budget is broken, empty where it is not.
+        """
+        work = self.job.work
+        before = work.snapshot()
+        report = self._attempt(step, judged=False, again=True)
+        held = self._refusal(step, before, report)
+        if held is None:
+            return step, report, ""
+        for names in held.repairs:
+            work.restore(before)
+            milder = spare(step, names, before.model)
+            if milder is None:
+                break
+            left = spared(step, milder)
+            self.job.tell(step.name, f"again, {left} left alone")
+            again = self._attempt(milder, judged=False, again=True)
+            if again.status == "changed" and self._refusal(milder, before, again) is None:
+                reason = f"{left} left alone; with them: {held.reason}"
+                return milder, replace(again, reason=reason), ""
+        work.restore(before)
+        return step, report, held.reason
+
+    def _refusal(self, step: Step, before: Snapshot, report: PassReport) -> GateReport | None:
+        """Return why the model as it is now breaks the budget, None where it does not."""
+        if report.status != "changed":
+            return None
+        work, touched = self.job.work, names_touched(report)
+        models = work.original, before.model, work.model
+        return self.gate.refuses(step.pass_, *models, work.error(), touched)
+
+    def _refined(
+        self, step: Step, report: PassReport, before: Snapshot
+    ) -> tuple[Step, PassReport] | None:
+        """Try again without the nodes that a kept pass made slower.
+
+        Returns:
+            None, with the model as it was, where there are none or nothing is gained.
+        """
+        assert report.gate is not None
+        if not report.gate.repairs or not isinstance(step.pass_, NodePass):
+            return None
+        milder = spare(step, report.gate.repairs[0], before.model)
+        if milder is None:
+            return None
+        work = self.job.work
+        now = work.snapshot()
+        work.restore(before)
+        left = spared(step, milder)
+        self.job.tell(step.name, f"again, {left} left alone")
+        again = self._attempt(milder, judged=False, again=True)
+        if again.status == "changed" and self._refusal(milder, before, again) is None:
+            self.gate.forget()
+            made = [(now.model, names_touched(report)), (work.model, names_touched(again))]
+            found = self.gate.fastest(step.pass_, before.model, made)
+            gained = 0.0
+            if found is not None and found[1].kept:
+                gained = (found[1].ratio or 0.0) / (found[0].ratio or 1.0)
+            if found is not None and gained > _WORTH:
+                said = f"{left} left alone: {gained:.2f}x as fast as with them"
+                reason = "; ".join(r for r in (report.reason, said) if r)
+                kept = {k: v for k, v in report.notes.items() if k == "forms"}
+                notes = {**again.notes, **kept}
+                return milder, replace(again, reason=reason, notes=notes, gate=found[1])
+        work.restore(now)
+        self.gate.forget()
+        self._size = None
+        return None
 
     def _attempt(
         self, step: Step, *, judged: bool, again: bool = False, outputs: bool = True
@@ -202,7 +288,8 @@ class Steps:
             if not lenient:
                 raise self._check_failed(step, before.model, reason)
             return self._report(step, applied, "rolled_back", reason)
-        gate = self._judge(step, before.model, verdict) if judged else None
+        touched = [name for name, _ in applied.log.touched]
+        gate = self._judge(step, before.model, verdict, touched) if judged else None
         if gate is not None and not gate.kept:
             report = self._report(step, applied, "dropped", gate.reason)
             work.restore(before)
@@ -228,11 +315,12 @@ class Steps:
         crash = Verdict(False, None, f"crashed: {type(error).__name__}: {error}")
         return Applied(PassLog(), 0, "", crash, 0.0, 0.0)
 
-    def _judge(self, step: Step, before: ir.Model, verdict: Verdict) -> GateReport | None:
+    def _judge(
+        self, step: Step, before: ir.Model, verdict: Verdict, touched: list[str]
+    ) -> GateReport | None:
         work = self.job.work
-        self.gate.tell = lambda what: self.job.tell(step.name, what)
         error = work.total_error(verdict)
-        return self.gate.judge(step.pass_, work.original, before, work.model, error)
+        return self.gate.judge(step.pass_, work.original, before, work.model, error, touched)
 
     def _why_failed(self, step: Step, before: ir.Model, verdict: Verdict) -> str:
         """Return the reason with the place in the graph, where a lossless pass changed the outputs."""

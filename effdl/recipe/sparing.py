@@ -12,17 +12,13 @@ from effdl.graph.walk import all_nodes
 from effdl.passes.base import NodePass
 from effdl.recipe import Step
 
-REPAIRS = (1, 2, 4)
-"""How many times the number of nodes that should do are left alone, one try after the other."""
 
-
-def spare(step: Step, culprits: Sequence[str], count: int, model: ir.Model) -> Step | None:
-    """Return the step with the first ``count`` nodes at fault on its ignore list.
+def spare(step: Step, nodes: Sequence[str], model: ir.Model) -> Step | None:
+    """Return the step with these nodes on its ignore list.
 
     Args:
         step: a step whose pass takes node patterns.
-        culprits: node names, the worst first; names that the model does not have are left out.
-        count: how many of them, at least one.
+        nodes: their names; those that the model does not have are left out.
         model: the model before the pass.
 
     Returns:
@@ -30,8 +26,7 @@ def spare(step: Step, culprits: Sequence[str], count: int, model: ir.Model) -> S
     """
     assert isinstance(step.pass_, NodePass)
     have = {n.name for n in all_nodes(model) if n.name}
-    names = [n for n in culprits if n in have]
-    names = names[: max(1, count)]
+    names = [n for n in nodes if n in have]
     if not names:
         return None
     ignore = (*step.pass_.ignore, *(_pattern(n) for n in names))

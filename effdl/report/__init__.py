@@ -25,6 +25,7 @@ from effdl.report.compare import (
 )
 from effdl.report.evaluate import EvaluateReport, ModelScore
 from effdl.report.explain import ExplainReport
+from effdl.report.layers import LayerRow, LayersReport
 from effdl.report.machine import DoctorReport, Place
 from effdl.report.model import InspectReport, ModelStats, NodeStats, Opportunity
 from effdl.report.plain import SCHEMA, from_json, to_json
@@ -44,6 +45,8 @@ __all__ = [
     "GateReport",
     "InspectReport",
     "Latency",
+    "LayerRow",
+    "LayersReport",
     "LocateReport",
     "ModelScore",
     "ModelStats",

@@ -26,7 +26,9 @@ class GateReport:
         score: the recipe's metric after the pass, None without evaluation data.
         fidelity: relative L2 error of the worst output against the input model.
         changes: time per kind of operator before and after the pass, the largest change first.
-        culprits: nodes at fault, the worst first; ``spare`` how many of them a milder try leaves alone.
+        culprits: nodes at fault, the worst first.
+        repairs: sets of nodes that a milder try had better leave alone, the mildest first; of a pass
+            that is kept, the nodes that it made slower.
     """
 
     kept: bool
@@ -43,7 +45,7 @@ class GateReport:
     fidelity: float | None = None
     changes: tuple[OpChange, ...] = ()
     culprits: tuple[str, ...] = ()
-    spare: int = 0
+    repairs: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

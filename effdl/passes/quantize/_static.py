@@ -100,7 +100,7 @@ class StaticQuantizer(NodePass):
         assert ctx.feeds is not None
         names = [v.name or "" for v in quantized_values(chosen)]
         feeds, held = ctx.feeds.split(_HELD) if self.range_search else (ctx.feeds, None)
-        seen = collect(model, names, feeds, threads=ctx.target.threads)
+        seen = self._histograms(model, names, feeds, ctx)
         if len(seen) < len(names):
             chosen = without(chosen, set(names) - set(seen), "a value is not finite on the data")
         _tell_skipped(chosen, ctx)
@@ -112,6 +112,16 @@ class StaticQuantizer(NodePass):
             ranges = self._search(model, ctx, form, chosen, seen, means, ranges, held)
         self._write(model, ctx, form, chosen, ranges, means)
         return len(chosen.nodes)
+
+    def _histograms(
+        self, model: ir.Model, names: list[str], feeds: Feeds, ctx: Context
+    ) -> dict[str, Histogram]:
+        """Return what values tensors take; what an earlier try saw is not looked at again."""
+        known = ctx.memo.setdefault(("histograms", len(feeds)), {})
+        new = [n for n in names if n not in known]
+        found = collect(model, new, feeds, threads=ctx.target.threads)
+        known |= {n: found.get(n) for n in new}
+        return {n: known[n] for n in names if known[n] is not None}
 
     def _ranges(
         self, chosen: Selection, seen: Mapping[str, Histogram], method: Method
@@ -139,7 +149,15 @@ class StaticQuantizer(NodePass):
         ranges: dict[str, tuple[float, float]],
         held: Feeds,
     ) -> dict[str, tuple[float, float]]:
-        """Try the other methods on the tensors that lose most, by the error of the whole model."""
+        """Try the other methods on the tensors that lose most, by the error of the whole model.
+
+        A milder try of the same step takes over what the first one found.
+        """
+        key = ("ranges", self.calibration_method, self.range_search)
+        if key in ctx.memo:
+            changed = {n: r for n, r in ctx.memo[key].items() if n in ranges}
+            ctx.note("ranges_changed", len(changed))
+            return ranges | changed
 
         def quantize(trial: Mapping[str, tuple[float, float]]) -> ir.Model:
             copy, picked, known = copy_with(model, chosen, means)
@@ -157,6 +175,7 @@ class StaticQuantizer(NodePass):
         found = search_ranges(model, ranges, tried, quantize, held, ctx.target.threads)
         if found is None:
             return ranges
+        ctx.memo[key] = {name: found.ranges[name] for name in found.changed}
         if found.changed:
             ctx.note("ranges_changed", len(found.changed))
             ctx.note("held_out_error", f"{found.before:.3g} -> {found.after:.3g}")
@@ -168,12 +187,15 @@ class StaticQuantizer(NodePass):
         """Return the mean of what each layer with a bias reads."""
         assert ctx.feeds is not None
         layers: dict[ir.Node, Rows] = {}
+        known = ctx.memo.setdefault("means", {})
         for node in chosen.nodes:
             rows = rows_of(node) if is_op(node, *WEIGHTED) and len(node.inputs) > 2 else None
             if rows is not None:
                 layers[node] = rows
-        found = moments(model, layers, ctx.feeds, second=False, threads=ctx.target.threads)
-        return {node: seen.mean for node, seen in found}
+        new = {node: rows for node, rows in layers.items() if _key(node) not in known}
+        found = moments(model, new, ctx.feeds, second=False, threads=ctx.target.threads)
+        known |= {_key(node): seen.mean for node, seen in found}
+        return {node: known[_key(node)] for node in layers if _key(node) in known}
 
     def _on_newer(
         self, model: ir.Model, ctx: Context, form: Format, chosen: Selection
@@ -238,6 +260,11 @@ class StaticQuantizer(NodePass):
         ctx.note("weight_type", form.weight_type)
         ctx.note("format_reason", form.reason)
         ctx.note("calibration_method", self.calibration_method)
+
+
+def _key(node: ir.Node) -> str:
+    """Return what tells a node of the main graph from others, also in a copy."""
+    return node.outputs[0].name or ""
 
 
 def _loss(histogram: Histogram, ends: tuple[float, float]) -> float:
