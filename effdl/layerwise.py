@@ -101,8 +101,7 @@ def layers(
         table = _Table(right, wrong, report, jumps)
         islands = Islands(right, [n for n, _ in report.touched], *times.profiles)
         slow = set(islands.slower())
-        repairs = islands.repairs(jumps, error, limit) if error > limit else ()
-        bad = set(repairs[0]) - slow if repairs else set()
+        bad = set(islands.repair(jumps, error, limit)) - slow if error > limit else set()
         rows = table.rows(islands, slow, bad)
         return LayersReport(
             path=str(model),

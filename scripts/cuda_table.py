@@ -30,6 +30,7 @@ from sections import with_section
 from effdl import api
 from effdl.errors import EffdlError
 from effdl.graph import io
+from effdl.graph.dims import input_dims
 from effdl.render.numbers import size
 from effdl.render.roof import peaks_line
 from effdl.report import BenchReport
@@ -119,8 +120,11 @@ def peer(model: Path, goal: Path) -> Variant:
     return Variant("peer", None, "no float16 converter is installed")
 
 
-def measure(name: str, model: Path, folder: Path, seconds: float, target: str) -> dict[str, Any]:
+def measure(
+    name: str, model: Path, folder: Path, seconds: float, target: str, batch: int
+) -> dict[str, Any]:
     """Bench float32, effdl's and the peer's float16 side by side."""
+    dims = {n: batch for n, _, axis in input_dims(io.load(model)) if axis == 0}
     made = [ours(model, folder / "effdl.onnx", target), peer(model, folder / "peer.onnx")]
     good = [Variant("float32", model)]
     failed = []
@@ -132,8 +136,13 @@ def measure(name: str, model: Path, folder: Path, seconds: float, target: str) -
             variant.failed = e.message
         (failed if variant.failed else good).append(variant)
     paths = [v.path for v in good if v.path is not None]
-    report = api.bench(*paths, target=target, seconds=seconds, peaks=True)
-    return {"model": name, "report": report, "good": good, "failed": failed}
+    report = api.bench(*paths, target=target, seconds=seconds, peaks=True, dims=dims)
+    return {
+        "model": f"{name}, batch {batch}" if dims else name,
+        "report": report,
+        "good": good,
+        "failed": failed,
+    }
 
 
 def worst_error(model: Path, other: Path, target: str) -> float:
@@ -148,7 +157,7 @@ def markdown(results: list[dict[str, Any]], machine: str) -> str:
     lines = [
         "## CUDA",
         "",
-        "Written by `scripts/cuda_table.py`: one interleaved run per model, batch 1, inputs and outputs on",
+        "Written by `scripts/cuda_table.py`: one interleaved run per model, inputs and outputs on",
         "the device (IOBinding), ORT_ENABLE_ALL, median; float32 in TF32 where the GPU has it, as ONNX",
         "Runtime does by default. The error is the relative L2 distance of the worst output to float32 on",
         "random inputs.",
@@ -189,6 +198,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minilm", type=Path, help="the MiniLM model; squeezenet when not given")
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--batch", type=int, default=64, help="where the model's batch is dynamic")
     parser.add_argument("--target", default="cuda", help="cuda or tensorrt")
     parser.add_argument("--write", action="store_true", help="write docs/results.md")
     args = parser.parse_args()
@@ -200,7 +210,9 @@ def main() -> int:
     results = []
     for name, model in models(args.minilm).items():
         with tempfile.TemporaryDirectory(prefix="effdl-cuda-") as folder:
-            results.append(measure(name, model, Path(folder), args.seconds, args.target))
+            results.append(
+                measure(name, model, Path(folder), args.seconds, args.target, args.batch)
+            )
     text = markdown(results, gpu_name())
     print(text)
     if args.write:

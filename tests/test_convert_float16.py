@@ -413,6 +413,19 @@ def test_gelu_of_the_contrib_domain_is_converted() -> None:
     close(before, after)
 
 
+def test_a_norm_with_its_sum_as_an_output_is_converted_with_all_that_reads_it() -> None:
+    before = model(
+        "s = Constant <value_floats = [1.0, 1.1, 1.2, 1.3]>() d = Unsqueeze(x, zero) "
+        "n, m, v, t = com.microsoft.SkipLayerNormalization(d, d, s) "
+        "p = Mul(n, t) q = Squeeze(p, zero) y = Add(q, x)",
+        "int64[1] zero = {0}",
+    )
+    after, changes, log = convert(before)
+    assert changes > 0
+    assert "SkipLayerNormalization" not in reasons(log)
+    close(before, after)
+
+
 UNARY = ("Relu", "Tanh", "Sigmoid", "Identity", "Softmax", "Abs")
 BINARY = ("Add", "Mul", "Sub", "Max")
 

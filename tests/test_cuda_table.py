@@ -74,10 +74,10 @@ def test_the_table_on_the_cpu(
 ) -> None:
     """Everything but the device: the float16 models run on the CPU too."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found = table.measure("digits", SAMPLES / "digits_mlp.onnx", tmp_path, 0.1, "cpu")
+    found = table.measure("digits", SAMPLES / "digits_mlp.onnx", tmp_path, 0.1, "cpu", 2)
     assert [v.name for v in found["good"]][:2] == ["float32", "effdl fp16-cuda"]
     text = table.markdown([found], "a GPU")
-    assert "| digits | float32 |" in text
+    assert "| digits, batch 2 | float32 |" in text
     assert "Machine: a GPU, ONNX Runtime" in text
     for variant in found["good"][1:]:
         assert 0 < variant.error < 0.02

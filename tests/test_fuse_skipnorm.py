@@ -152,3 +152,34 @@ def test_skip_form_declines_with_the_reason(model: str, reason: str) -> None:
     assert changes == 0
     assert io.to_bytes(loaded) == before
     assert reason in log.skipped[0][1]
+
+
+def test_shapes_that_follow_from_the_sizes_of_the_inputs_are_equal() -> None:
+    """A table cut to the length of the sequence, a Reshape that keeps two axes: inference names neither."""
+    rng = np.random.default_rng(0)
+    table, weight = (", ".join(f"{v:.3f}" for v in rng.normal(size=n)) for n in (54, 36))
+    model = from_text(
+        f"""<ir_version: 10, opset_import: ["": 17, "com.microsoft": 1]>
+        graph (float[B, L, 6] i) => (float[B, L, 6] y) <
+            float[9, 6] table = {{{table}}}, float[6, 6] w = {{{weight}}}, {CONSTANTS},
+            int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}},
+            int64[3] same = {{0, 0, 6}}
+        > {{
+            sizes = Shape(i)
+            length = Slice(sizes, one, two)
+            rows = Slice(table, zero, length, zero)
+            p = Add(i, rows)
+            m = MatMul(p, w)
+            r = Reshape(m, same)
+            a = Add(r, p)
+            y = LayerNormalization(a, g, b)
+        }}"""
+    )
+    before = model.clone()
+    changes, log = run_pass(FuseSkipnorm(form="skip"), model)
+    assert (changes, log.skipped) == (1, [])
+    assert op_counts(model)["SkipLayerNormalization"] == 1
+    for length in (1, 4, 9):
+        feed = feed_for(before, B=2, L=length)
+        (want,), (got,) = outputs(before, feed), outputs(model, feed)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

@@ -127,7 +127,7 @@ class FakeIslands:
         self, state: dict[str, Any], model: ir.Model, touched: Sequence[str], *_: object
     ) -> None:
         self.state = state
-        self.repairs = Islands(model, touched).repairs
+        self.repair = Islands(model, touched).repair
 
     def slower(self) -> list[str]:
         return list(self.state.get("left", ()))

@@ -233,10 +233,10 @@ class Gate:
         limit = budget.fidelity if budget is not None and found.by == "fidelity" else None
         islands = Islands(before, touched, *self._profiles(before, after))
         if limit is None or found.fidelity is None:  # what error the metric allows is not known
-            repairs = islands.repairs(report.jumps, 1.0, 1.0)
+            repair = islands.repair(report.jumps, 1.0, 1.0)
         else:
-            repairs = islands.repairs(report.jumps, found.fidelity, limit)
-        return replace(found, reason=reason, culprits=tuple(at_fault(report)), repairs=repairs)
+            repair = islands.repair(report.jumps, found.fidelity, limit)
+        return replace(found, reason=reason, culprits=tuple(at_fault(report)), repair=repair)
 
     def _profiles(
         self, before: ir.Model, after: ir.Model
@@ -330,7 +330,7 @@ class Gate:
         if refine:
             names = Islands(before, touched, *report).slower()
             if 0 < len(names) < len(set(touched)):
-                found = replace(found, repairs=(tuple(names),))
+                found = replace(found, repair=tuple(names))
         return found if found.kept else self._name_operators(found, *report)
 
     def _name_operators(self, found: GateReport, first: Profile, second: Profile) -> GateReport:

@@ -19,8 +19,8 @@ from effdl.solve.two_forms import Flow, Loss, Problem, cheapest, within
 
 _MOSTLY = 0.7
 """Above this share of a step's error, rounding its result is what makes it."""
-_MARGINS = (0.8, 0.5, 0.25)
-"""Shares of the limit that one try after the other aims at."""
+_MARGIN = 0.8
+"""Share of the limit that a repair aims at."""
 _KERNEL_MS = 0.002
 """What one more kernel costs at the least."""
 _FLOAT_RESULT = ("MatMul", "Gemm")
@@ -69,10 +69,8 @@ class Islands:
         """Return the nodes that the pass had better leave alone for the sake of speed."""
         return self._left(cheapest(self._problem(())))
 
-    def repairs(
-        self, jumps: Sequence[TensorError], error: float, limit: float
-    ) -> tuple[tuple[str, ...], ...]:
-        """Return sets of nodes to leave alone so that the error stays below a limit, the mildest first.
+    def repair(self, jumps: Sequence[TensorError], error: float, limit: float) -> tuple[str, ...]:
+        """Return the nodes to leave alone so that the error stays below a limit, at the least cost in time.
 
         The errors that single steps cause at the outputs are taken to be independent: they add up as
         squares, and their sum is scaled to the error that was measured.
@@ -84,15 +82,8 @@ class Islands:
         """
         losses = self._losses(jumps)
         total = math.fsum(loss.amount for loss in losses)
-        if not total:
-            return ()
-        found: dict[tuple[str, ...], None] = {}
-        for margin in _MARGINS:
-            share = min(1.0, margin * limit / error) ** 2
-            names = self._left(within(self._problem(losses), share * total))
-            if names:
-                found[tuple(names)] = None
-        return tuple(found)
+        share = min(1.0, _MARGIN * limit / error) ** 2
+        return tuple(self._left(within(self._problem(losses), share * total))) if total else ()
 
     def _problem(self, losses: Sequence[Loss]) -> Problem:
         first = [p.before_ms for p in self._parts]

@@ -14,7 +14,7 @@ from effdl.graph.edit import has_reference
 from effdl.graph.shapes import Shapes
 from effdl.graph.sizes import output_sizes
 from effdl.graph.symbols import Derived, Element, Elements, Unknown, combine, never_negative
-from effdl.graph.walk import int_attr, ints_attr
+from effdl.graph.walk import MICROSOFT, int_attr, ints_attr
 from effdl.graph.weights import Array, constant_tensor
 
 _MOST = 64
@@ -37,6 +37,8 @@ class Facts:
 
     def visit(self, node: ir.Node) -> None:
         """Follow what ``node`` makes, if it is one of the operators that are understood."""
+        if node.domain == MICROSOFT:
+            self._measure(node)
         if node.domain not in ("", "ai.onnx") or has_reference(node):
             return
         rule = _RULES.get(node.op_type)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from effdl.graph.symbols import Derived, Element, Elements, Unknown, combine, never_negative
-from effdl.graph.walk import int_attr, ints_attr
+from effdl.graph.walk import MICROSOFT, int_attr, ints_attr
 
 Sizes = tuple[Element | None, ...]
 Dims = Callable[[ir.Value | None], tuple[Element, ...] | None]
@@ -26,6 +26,9 @@ IsNaN LayerNormalization LeakyRelu Log LogSoftmax Neg Not PRelu Reciprocal Relu 
 Sigmoid Sign Sin Softmax Softplus Sqrt Tanh Trilu BatchNormalization InstanceNormalization
 GroupNormalization
 """
+_CONTRIB_AS_FIRST = """
+BiasGelu FastGelu Gelu QuickGelu SkipLayerNormalization SkipSimplifiedLayerNormalization
+"""
 _BROADCAST = """
 Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Sum Where Xor
 """
@@ -35,11 +38,12 @@ def output_sizes(node: ir.Node, dims: Dims, elements: Input) -> Sizes | None:
     """Return the sizes of the first output of ``node``, None for those that cannot be told.
 
     Args:
-        node: a node of the default domain.
+        node: a node of the default domain or of com.microsoft.
         dims: gives the sizes of a value, None when its rank is not known.
         elements: gives what is known of the integers of an input by its position.
     """
-    rule = _RULES.get(node.op_type)
+    rules = _CONTRIB if node.domain == MICROSOFT else _RULES
+    rule = rules.get(node.op_type)
     return rule(node, dims, elements) if rule is not None and node.inputs else None
 
 
@@ -261,6 +265,12 @@ def _conv(node: ir.Node, dims: Dims, elements: Input) -> Sizes | None:
     return (data[0], weight[0], *(None for _ in data[2:]))
 
 
+def _attention(node: ir.Node, dims: Dims, elements: Input) -> Sizes | None:
+    """Batch and length are those of what asks; the last axis is left to shape inference."""
+    data = dims(node.inputs[0])
+    return (data[0], data[1], None) if data is not None and len(data) == 3 else None
+
+
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(_AS_FIRST.split(), _as_first),
     **dict.fromkeys(_BROADCAST.split(), _broadcast_node),
@@ -276,4 +286,9 @@ _RULES: dict[str, Rule] = {
     "Squeeze": _squeeze,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
+}
+_CONTRIB: dict[str, Rule] = {
+    **dict.fromkeys(_CONTRIB_AS_FIRST.split(), _as_first),
+    "Attention": _attention,
+    "MultiHeadAttention": _attention,
 }

@@ -21,6 +21,8 @@ RotaryEmbedding SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormaliz
 SimplifiedLayerNormalization LayerNormalization ParametricSoftplus Affine ImageScaler ScaledTanh
 """
 _AS_FIRST_INPUT = frozenset(_UNARY.split())
+_WITH_SUM = frozenset({"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})
+"""Their fourth output is the sum that is normalized."""
 # contrib name -> (standard name, indices of the inputs it keeps)
 _RENAMED: dict[str, tuple[str, tuple[int, ...]]] = {
     "FusedConv": ("Conv", (0, 1, 2)),
@@ -68,7 +70,8 @@ def _replace(
     kept = {k: v for k, v in attrs.items() if k in _KEPT_ATTRIBUTES}
     op = node.op_type
     if op in _AS_FIRST_INPUT:
-        return [helper.make_node("Identity", node.input[:1], [out])]
+        outs = [out, *node.output[3:4]] if op in _WITH_SUM else [out]
+        return [helper.make_node("Identity", node.input[:1], [o]) for o in outs if o]
     if op in _RENAMED and not attrs.get("channels_last"):
         standard, indices = _RENAMED[op]
         inputs = [node.input[i] for i in indices if i < len(node.input)]

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 DEFAULT_DOMAIN = ""
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
 _WITH_GRAPHS = frozenset(("If", "Loop", "Scan", "SequenceMap"))
 
 

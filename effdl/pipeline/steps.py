@@ -28,6 +28,8 @@ from effdl.workpiece import Applied, Snapshot
 _ROUNDS = 2
 """How often nodes that a kept pass made slower are left alone."""
 
+_REPAIRS = 4
+"""How often nodes at fault are left alone, before a pass is dropped."""
 _WORTH = 1.01
 """What leaving nodes alone has to gain."""
 
@@ -160,28 +162,31 @@ class Steps:
         return step, report
 
     def _repaired(self, step: Step, report: PassReport) -> tuple[Step, PassReport]:
-        """Where the gate dropped a pass, run it again without the nodes at fault."""
-        gate = report.gate
-        if gate is None or gate.kept or not isinstance(step.pass_, NodePass):
+        """Where the gate dropped a pass, run it again without the nodes at fault, and again."""
+        if not isinstance(step.pass_, NodePass):
             return step, report
-        tried = ""
-        for names in gate.repairs:
-            milder = spare(step, names, self.job.work.model)
-            if milder is None:
+        milder, last, tried = step, report, ""
+        for _ in range(_REPAIRS):
+            if last.gate is None or last.gate.kept:
                 break
-            left = spared(step, milder)
+            more = spare(milder, last.gate.repair, self.job.work.model)
+            if more is None:
+                break
+            milder, left = more, spared(step, more)
             self.job.tell(step.name, f"again, {left} left alone")
-            again = self._attempt(milder, judged=True, again=True)
-            if again.gate is not None and again.gate.kept:
-                return milder, replace(again, reason=f"{left} left alone; with them: {gate.reason}")
-            tried = f"; with {left} left alone: {again.reason}"
-            if again.gate is None:
-                break
+            last = self._attempt(milder, judged=True, again=True)
+            if last.gate is not None and last.gate.kept:
+                return milder, replace(
+                    last, reason=f"{left} left alone; with them: {report.reason}"
+                )
+            tried = f"; with {left} left alone: {last.reason}"
+        if not tried or report.gate is None:
+            return step, report
         reason = report.reason + tried
-        return step, replace(report, reason=reason, gate=replace(gate, reason=reason))
+        return step, replace(report, reason=reason, gate=replace(report.gate, reason=reason))
 
     def _within_budget(self, step: Step) -> tuple[Step, PassReport, str]:
-        """Run one pass; where it breaks the budget, again without the layers at fault.
+        """Run one pass; where it breaks the budget, again without the layers at fault, and again.
 
         Returns:
             What was run, what came of it, and why the budget is broken, empty where it is not.
@@ -189,22 +194,26 @@ class Steps:
         work = self.job.work
         before = work.snapshot()
         report = self._attempt(step, judged=False, again=True)
-        held = self._refusal(step, before, report)
-        if held is None:
+        held = first = self._refusal(step, before, report)
+        if first is None:
             return step, report, ""
-        for names in held.repairs:
-            work.restore(before)
-            milder = spare(step, names, before.model)
-            if milder is None:
+        milder = step
+        for _ in range(_REPAIRS):
+            more = spare(milder, held.repair, before.model) if held is not None else None
+            if more is None:
                 break
-            left = spared(step, milder)
+            milder, left = more, spared(step, more)
             self.job.tell(step.name, f"again, {left} left alone")
+            work.restore(before)
             again = self._attempt(milder, judged=False, again=True)
-            if again.status == "changed" and self._refusal(milder, before, again) is None:
-                reason = f"{left} left alone; with them: {held.reason}"
+            if again.status != "changed":
+                break
+            held = self._refusal(milder, before, again)
+            if held is None:
+                reason = f"{left} left alone; with them: {first.reason}"
                 return milder, replace(again, reason=reason), ""
         work.restore(before)
-        return step, report, held.reason
+        return step, report, first.reason
 
     def _refusal(self, step: Step, before: Snapshot, report: PassReport) -> GateReport | None:
         """Return why the model as it is now breaks the budget, None where it does not."""
@@ -223,9 +232,9 @@ class Steps:
             None, with the model as it was, where there are none or nothing is gained.
         """
         assert report.gate is not None
-        if not report.gate.repairs or not isinstance(step.pass_, NodePass):
+        if not isinstance(step.pass_, NodePass):
             return None
-        milder = spare(step, report.gate.repairs[0], before.model)
+        milder = spare(step, report.gate.repair, before.model)
         if milder is None:
             return None
         work = self.job.work

@@ -27,8 +27,8 @@ class GateReport:
         fidelity: relative L2 error of the worst output against the input model.
         changes: time per kind of operator before and after the pass, the largest change first.
         culprits: nodes at fault, the worst first.
-        repairs: sets of nodes that a milder try had better leave alone, the mildest first; of a pass
-            that is kept, the nodes that it made slower.
+        repair: the nodes that a milder try had better leave alone; of a pass that is kept, those that it
+            made slower.
     """
 
     kept: bool
@@ -45,7 +45,7 @@ class GateReport:
     fidelity: float | None = None
     changes: tuple[OpChange, ...] = ()
     culprits: tuple[str, ...] = ()
-    repairs: tuple[tuple[str, ...], ...] = ()
+    repair: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,18 @@ NEUTRAL = frozenset(
     )
 )
 # ONNX Runtime's own operators whose floating-point inputs and outputs all have one type.
-_CONTRIB = ("Gelu", "FastGelu", "QuickGelu", "BiasGelu", "FusedMatMul", "SkipLayerNormalization")
+_CONTRIB = (
+    *(
+        "Gelu",
+        "FastGelu",
+        "QuickGelu",
+        "BiasGelu",
+        "FusedMatMul",
+        "Attention",
+        "MultiHeadAttention",
+    ),
+    *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "RotaryEmbedding"),
+)
 # Inputs that hold coordinates, sizes or indices: they lose their meaning when rounded.
 _EXACT_INPUTS = {("Resize", 1), ("Resize", 2), ("OneHot", 0), ("OneHot", 1)}
 _SCATTER = ("ScatterND", "ScatterElements")

@@ -98,12 +98,12 @@ class Writer:
             return None
         rows = self.biases.dead_rows(found)
         x, name = layers[0].x, found.anchor.name
-        weight, own = layers[0].weight, None
+        weight = layers[0].weight
         if len(layers) > 1:
             arrays = [a for p in layers if (a := constant(p.weight)) is not None]
             weight = self.build.constant(np.concatenate(arrays, axis=1), f"{name}_weight")
-        if any(p.bias is not None for p in layers):
-            own = self.build.constant(np.concatenate([p.vector() for p in layers]), f"{name}_bias")
+        # zeros where there is none: ONNX Runtime before 1.32 crashes without them on the CPU
+        own = self.build.constant(np.concatenate([p.vector() for p in layers]), f"{name}_bias")
         bias = self.biases.of(found, x, x)
         inputs: list[ir.Value | None] = [x, weight, own]
         if bias is not None:

@@ -11,13 +11,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from effdl.graph.match import label, need, other, some
-from effdl.graph.walk import float_attr, int_attr, ints_attr, is_op, only_user, str_attr
+from effdl.graph.walk import MICROSOFT, float_attr, int_attr, ints_attr, is_op, only_user, str_attr
 from effdl.graph.weights import constant, constant_tensor, scalar, shared
 
 Array = npt.NDArray[Any]
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 LINEAR = ("MatMul", "Gemm")
-MICROSOFT = "com.microsoft"
 _ELEMENTWISE = (
     *("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Sigmoid", "HardSigmoid", "Tanh", "Softplus"),
     *("Softsign", "HardSwish", "Mish", "Gelu", "Clip"),

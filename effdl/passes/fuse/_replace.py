@@ -12,8 +12,6 @@ from effdl.graph.shapes import Shapes, infer
 from effdl.graph.walk import function_nodes
 from effdl.passes.base import Context
 
-MICROSOFT = "com.microsoft"
-
 
 class Found(Protocol):
     """A computation in the graph: ``nodes`` make ``root``."""

@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from effdl.graph.match import label, need
 from effdl.graph.shapes import Shapes
-from effdl.graph.walk import all_nodes, is_op, producer, str_attr
+from effdl.graph.walk import MICROSOFT, all_nodes, is_op, producer, str_attr
 from effdl.graph.weights import constant
 from effdl.passes.base import Context, NodePass
-from effdl.passes.fuse._replace import MICROSOFT, replace_all, self_contained
+from effdl.passes.fuse._replace import replace_all, self_contained
 
 
 @dataclass(frozen=True)

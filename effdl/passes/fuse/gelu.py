@@ -20,10 +20,10 @@ from effdl.graph.match import (
     need,
 )
 from effdl.graph.shapes import Shapes
-from effdl.graph.walk import all_nodes, is_op, opset
+from effdl.graph.walk import MICROSOFT, all_nodes, is_op, opset
 from effdl.passes.base import Context, NodePass
 from effdl.passes.fuse._activation import Activation, rank, whole
-from effdl.passes.fuse._replace import MICROSOFT, replace_all
+from effdl.passes.fuse._replace import replace_all
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _ERF: Poly = {(1,): 1 / math.sqrt(2)}

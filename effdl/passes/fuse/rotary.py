@@ -11,11 +11,11 @@ import onnx_ir as ir
 
 from effdl.graph.match import label, need, some, step
 from effdl.graph.shapes import Shapes
-from effdl.graph.walk import all_nodes, int_attr, is_op, producer
+from effdl.graph.walk import MICROSOFT, all_nodes, int_attr, is_op, producer
 from effdl.graph.weights import Names, add_initializer, constant
 from effdl.passes.base import Context, NodePass
 from effdl.passes.fuse._halves import equal_halves, halves_of, length_of
-from effdl.passes.fuse._replace import MICROSOFT, replace_all, self_contained
+from effdl.passes.fuse._replace import replace_all, self_contained
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 

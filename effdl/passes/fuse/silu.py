@@ -18,10 +18,10 @@ from effdl.graph.match import (
     need,
 )
 from effdl.graph.shapes import Shapes
-from effdl.graph.walk import all_nodes, float_attr, is_op, opset
+from effdl.graph.walk import MICROSOFT, all_nodes, float_attr, is_op, opset
 from effdl.passes.base import Context, NodePass
 from effdl.passes.fuse._activation import Activation, rank, whole
-from effdl.passes.fuse._replace import MICROSOFT, replace_all
+from effdl.passes.fuse._replace import replace_all
 
 _FLOAT = (ir.DataType.FLOAT,)
 

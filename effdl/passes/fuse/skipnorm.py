@@ -8,11 +8,12 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
+from effdl.graph.elements import Facts
 from effdl.graph.match import label, need, some
 from effdl.graph.shapes import Shapes
-from effdl.graph.walk import all_nodes, float_attr, int_attr, is_op, opset, producer
+from effdl.graph.walk import MICROSOFT, all_nodes, float_attr, int_attr, is_op, opset, producer
 from effdl.passes.base import Context, NodePass
-from effdl.passes.fuse._replace import MICROSOFT, replace_all
+from effdl.passes.fuse._replace import replace_all
 
 _NORMS = {
     "LayerNormalization": "SkipLayerNormalization",
@@ -74,10 +75,16 @@ class FuseSkipnorm(NodePass):
         anchors = [n for n in all_nodes(model) if _is_norm(n, skip) and self.selected(n)]
         version = opset(model)
 
+        facts: list[Facts] = []
+
         def match(anchor: ir.Node, shapes: Shapes) -> _Pair | None:
             if anchor.domain == MICROSOFT:
                 return _written(anchor, version)
-            return _together(anchor, shapes) if skip else _apart(anchor, shapes)
+            if not skip:
+                return _apart(anchor, shapes)
+            if not facts:
+                facts.append(_facts(model, shapes))
+            return _together(anchor, shapes, facts[0])
 
         def make(found: _Pair, now: Callable[[ir.Value], ir.Value]) -> list[ir.Node]:
             if found.norm.domain == MICROSOFT:
@@ -121,7 +128,15 @@ def _with_sum(found: _Pair) -> list[ir.Node]:
     return [ir.node("Sum", list(found.add.inputs))]
 
 
-def _together(norm: ir.Node, shapes: Shapes) -> _Pair | None:
+def _facts(model: ir.Model, shapes: Shapes) -> Facts:
+    """Follow the sizes of dynamic axes through the main graph."""
+    facts = Facts(shapes, {})
+    for node in model.graph:
+        facts.visit(node)
+    return facts
+
+
+def _together(norm: ir.Node, shapes: Shapes, facts: Facts) -> _Pair | None:
     """Return the sum and norm that one contrib operator can do, None when there is no sum."""
     add = producer(norm.inputs[0], "Add")
     if add is None:
@@ -131,6 +146,8 @@ def _together(norm: ir.Node, shapes: Shapes) -> _Pair | None:
     need(add.graph is norm.graph, "the sum lies in another graph than the norm")
     dims, others = shapes.of(x), shapes.of(add.inputs[1])
     equal = dims is not None and dims == others and None not in dims
+    if not equal:  # as they follow from the inputs' sizes
+        equal = facts.dims(x) is not None and facts.dims(x) == facts.dims(add.inputs[1])
     need(equal, f"the operands of {label(add)} may have different shapes")
     assert dims is not None
     need(len(dims) == 3, f"'{total.name}' has {len(dims)} dimensions, the operator wants 3")
