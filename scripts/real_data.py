@@ -57,17 +57,17 @@ def cifar_calibration() -> Floats:
 
 def photographs(size: int, crops: int, seed: int) -> Floats:
     """Return random square crops [photos * crops, 3, size, size], normalised as for ImageNet."""
-    return _planar(_crops(size, crops, seed), IMAGENET_MEAN, IMAGENET_STD)
+    return _planar(random_crops(size, crops, seed), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def photographs_bgr(size: int, crops: int, seed: int) -> Floats:
     """Return the same crops as YOLOX takes them: BGR, 0..255."""
     return np.ascontiguousarray(
-        _crops(size, crops, seed)[..., ::-1].astype(np.float32).transpose(0, 3, 1, 2)
+        random_crops(size, crops, seed)[..., ::-1].astype(np.float32).transpose(0, 3, 1, 2)
     )
 
 
-def _crops(size: int, crops: int, seed: int) -> npt.NDArray[np.uint8]:
+def random_crops(size: int, crops: int, seed: int) -> npt.NDArray[np.uint8]:
     """Return random square crops [photos * crops, size, size, 3] of the photographs."""
     from PIL import Image
 
