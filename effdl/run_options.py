@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from effdl.errors import UsageError, nearest
+from effdl.observe import MAX_BYTES
 
 Progress = Callable[[str, str], None]
 """Called with a pass (or stage) name and what is being done with it."""
@@ -32,6 +33,8 @@ class RunOptions:
         threads: intra-op threads of the measurement; None: those of the recipe's target, else 1.
         dims: values of dynamic dimensions for random inputs.
         seed: of every random choice.
+        max_memory: bytes of activations or statistics that calibration holds at a time: less memory,
+            more runs over the data.
         external: weights beside the output; None: as the input has them, or where they must.
     """
 
@@ -46,11 +49,14 @@ class RunOptions:
     threads: int | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
+    max_memory: int = MAX_BYTES
     external: bool | None = None
 
     def __post_init__(self) -> None:
         if self.gate not in GATES:
             raise UsageError(f"unknown gate '{self.gate}'", hint=nearest(self.gate, GATES))
+        if self.max_memory < 1:
+            raise UsageError(f"max_memory must be above 0 bytes, not {self.max_memory}")
 
 
 class PassBug(Exception):

@@ -19,6 +19,7 @@ from effdl.graph.dims import known_dims
 from effdl.graph.walk import interface
 from effdl.measure.fidelity import compare_outputs
 from effdl.measure.verify import Outputs, Verdict, Verifier, run_all, verification_feeds
+from effdl.observe import MAX_BYTES
 from effdl.passes.base import Context, PassLog
 from effdl.recipe import Step
 from effdl.runtime.target import Target
@@ -66,6 +67,7 @@ class Workpiece:
         samples: gives the user's samples, cut for a model's inputs; None without.
         dims: values of dynamic dimensions for random inputs.
         seed: of every random choice.
+        max_memory: bytes that calibration holds at a time.
         workdir: a temporary folder.
     """
 
@@ -78,6 +80,7 @@ class Workpiece:
         dims: Mapping[str, int],
         seed: int,
         workdir: Path,
+        max_memory: int = MAX_BYTES,
     ) -> None:
         name_nodes(original)  # what is left alone or at fault is told by its name
         self.original = original
@@ -89,6 +92,7 @@ class Workpiece:
         self.dims = dims
         self.seed = seed
         self.workdir = workdir
+        self.max_memory = max_memory
         self.verifier: Verifier | None = None
         self.first: Outputs = []  # of the original model on the verifier's feeds
         self.memo: dict[Any, Any] = {}  # what passes observed of the model as it is now
@@ -155,7 +159,14 @@ class Workpiece:
     def context(self) -> Context:
         """Return what a pass may know, with a folder of its own."""
         folder = Path(tempfile.mkdtemp(dir=self.workdir))
-        return Context(self.target, self.calibration, self.seed, folder, PassLog(), self.memo)
+        return Context(
+            self.target,
+            self.calibration,
+            self.seed,
+            folder,
+            max_bytes=self.max_memory,
+            memo=self.memo,
+        )
 
     def accept(self, verdict: Verdict) -> None:
         """Make the checked model the one that the next is compared with."""

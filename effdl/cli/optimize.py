@@ -18,6 +18,7 @@ from effdl.cli.options import (
     Verbose,
     data_source,
     parse_dims,
+    parse_size,
 )
 
 
@@ -98,6 +99,12 @@ def optimize(
             "--threads", min=0, help="Intra-op threads; 1, or those of the recipe's target."
         ),
     ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory", metavar="SIZE", help="What calibration may hold at a time: 64MB, 1GB."
+        ),
+    ] = None,
     dim: Dim = None,
     seed: Seed = 0,
     json: Json = False,
@@ -137,6 +144,7 @@ def optimize(
         threads=threads,
         dims=parse_dims(dim),
         seed=seed,
+        **({} if max_memory is None else {"max_memory": parse_size(max_memory)}),
         external=external_data,
     )
 

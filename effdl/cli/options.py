@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -109,3 +110,18 @@ def parse_rtol(values: list[str] | None) -> float | dict[str, float] | None:
             return tolerance
         named[name] = tolerance
     return named
+
+
+def parse_size(text: str) -> int:
+    """Return bytes from ``64MB``, ``1.5GB``, ``1000``; decimal units.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMG]?)B?\s*", text, re.IGNORECASE)
+    size = 0
+    if found is not None:
+        size = round(float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[found[2].lower()])
+    if size < 1:
+        raise UsageError(f"'{text}' is no size", hint="write 64MB or 1.5GB")
+    return size

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from effdl.data.feeds import Feeds
-from effdl.observe.tensors import MAX_BYTES, tensors
+from effdl.observe import MAX_BYTES
+from effdl.observe.tensors import tensors
 from effdl.solve.ranges import Histogram
 
 BINS = 4096

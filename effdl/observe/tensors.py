@@ -10,10 +10,9 @@ import onnx_ir as ir
 
 from effdl.data.feeds import Feeds, nbytes
 from effdl.measure.taps import chunks, sizes, tapped
+from effdl.observe import MAX_BYTES
 from effdl.runtime.target import parse_target
 
-MAX_BYTES = 256 << 20
-"""Bytes of activations that one run may return."""
 Array = npt.NDArray[np.generic]
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from effdl.data.feeds import Feeds
 from effdl.errors import RecipeError
 from effdl.graph.walk import all_nodes, opset
+from effdl.observe import MAX_BYTES
 from effdl.runtime.target import Target
 
 
@@ -50,6 +51,8 @@ class Context:
         seed: seed of every random choice.
         workdir: an empty folder of this run, deleted at its end.
         log: where ``touch``, ``skip`` and ``note`` write.
+        max_bytes: of activations or statistics that calibration holds at a time; a model whose
+            tensors are more runs over the data several times.
         memo: what passes observed of the model as it is before them, by pass and kind: the tries of a
             step with other options find it again.
     """
@@ -59,6 +62,7 @@ class Context:
     seed: int = 0
     workdir: Path = Path()
     log: PassLog = field(default_factory=PassLog)
+    max_bytes: int = MAX_BYTES
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def touch(self, node: ir.Node | str, what: str) -> None:

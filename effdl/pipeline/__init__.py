@@ -102,6 +102,7 @@ def _open(
         options.dims,
         options.seed,
         workdir,
+        options.max_memory,
     )
     if not options.dry_run:
         _need_data(recipe.passes[: options.stop_after], work)

@@ -119,7 +119,7 @@ class StaticQuantizer(NodePass):
         """Return what values tensors take; what an earlier try saw is not looked at again."""
         known = ctx.memo.setdefault(("histograms", len(feeds)), {})
         new = [n for n in names if n not in known]
-        found = collect(model, new, feeds, threads=ctx.target.threads)
+        found = collect(model, new, feeds, threads=ctx.target.threads, max_bytes=ctx.max_bytes)
         known |= {n: found.get(n) for n in new}
         return {n: known[n] for n in names if known[n] is not None}
 
@@ -193,7 +193,14 @@ class StaticQuantizer(NodePass):
             if rows is not None:
                 layers[node] = rows
         new = {node: rows for node, rows in layers.items() if _key(node) not in known}
-        found = moments(model, new, ctx.feeds, second=False, threads=ctx.target.threads)
+        found = moments(
+            model,
+            new,
+            ctx.feeds,
+            second=False,
+            threads=ctx.target.threads,
+            max_bytes=ctx.max_bytes,
+        )
         known |= {_key(node): seen.mean for node, seen in found}
         return {node: known[_key(node)] for node in layers if _key(node) in known}
 

@@ -126,7 +126,9 @@ class QuantizeWeights(NodePass):
                     by_input.setdefault(x.name or "", []).append(node)
             layers = {name: r for name, nodes in by_input.items() if (r := rows_of(nodes[0]))}
             assert ctx.feeds is not None
-            for name, seen in moments(model, layers, ctx.feeds, threads=ctx.target.threads):
+            for name, seen in moments(
+                model, layers, ctx.feeds, threads=ctx.target.threads, max_bytes=ctx.max_bytes
+            ):
                 nodes = by_input[name]
                 factors = None
                 alone = all(not shared(n.inputs[1]) for n in nodes if n.inputs[1] is not None)
