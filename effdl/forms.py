@@ -60,10 +60,11 @@ def best_form(
     """
     before = work.snapshot()
     ways: dict[tuple[str, ...], tuple[Form, PassReport, Snapshot]] = {}
-    failed = []
+    failed, refusals = [], []
     for form in forms:
         step, report, refused = attempt(form.step)
         if refused:
+            refusals.append((step, report))
             failed.append(f"{form.label}: {refused}")
         elif report.status == "changed":
             way = replace(form, step=step), report, work.snapshot()
@@ -73,6 +74,11 @@ def best_form(
         work.restore(before)
     made = [(state.model, names_touched(report)) for _, report, state in ways.values()]
     found = gate.fastest(forms[0].step.pass_, before.model, made) if made else None
+    if refusals and not made:
+        step, report = refusals[0]
+        reason = "; ".join(failed)
+        held = None if report.gate is None else replace(report.gate, reason=reason)
+        return step, replace(report, status="dropped", reason=reason, gate=held)
     if found is None:
         return None
     ranked = sorted(
@@ -84,9 +90,17 @@ def best_form(
         report = replace(report, notes={**report.notes, "forms": ", ".join(told)})
     if verdict.kept:
         work.restore(state)
-        return form.step, replace(report, gate=verdict)
+        return form.step, replace(report, gate=with_budget(verdict, report.gate))
+    verdict = with_budget(verdict, report.gate)
     dropped = replace(report, status="dropped", reason=verdict.reason, gate=verdict)
     return form.step, dropped
+
+
+def with_budget(verdict: GateReport, held: GateReport | None) -> GateReport:
+    """Return a verdict on speed with the score and the error of the one on the budget."""
+    if held is None:
+        return verdict
+    return replace(verdict, score=held.score, fidelity=held.fidelity)
 
 
 def names_touched(report: PassReport) -> list[str]:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from effdl.data.feeds import Feeds
 from effdl.data.spec import Source
-from effdl.errors import ModelError
+from effdl.errors import DataError, ModelError
 from effdl.gate.islands import Islands
 from effdl.graph import io
 from effdl.graph.clean import name_nodes
@@ -77,10 +77,10 @@ def layers(
         named = io.load(first)
         name_nodes(named)
         io.save(named, first)
-        ways: list[tuple[str, Path | Source | None]] = [("static", data)]
-        if data is None:  # ranges of random inputs will do for the times
-            ways = [("dynamic", None), ("static", _written(feeds, folder / "random.npz"))]
-        for form, given in ways:
+        for form in ("static",) if data is not None else ("dynamic", "static"):
+            given = data
+            if form == "static" and data is None:  # ranges of random inputs will do for the times
+                given = _written(feeds, folder / "random.npz")
             pass_ = _one(f"quantize_{form}")
             report = optimize(
                 first, pass_, second, data=given, options=options, progress=tell
@@ -121,8 +121,13 @@ def layers(
 
 
 def _written(feeds: Feeds, path: Path) -> Path:
-    """Write feeds of one shape as samples."""
+    """Write feeds as samples."""
     all_feeds = list(feeds)
+    if len({a.shape[0] if a.ndim else -1 for f in all_feeds for a in f.values()}) != 1:
+        raise DataError(
+            "the inputs do not share a first axis of samples",
+            hint="give real ones: --data FILE.npz",
+        )
     arrays: dict[str, Any] = {n: np.concatenate([f[n] for f in all_feeds]) for n in all_feeds[0]}
     np.savez(path, **arrays)
     return path

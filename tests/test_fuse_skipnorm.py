@@ -183,3 +183,20 @@ def test_shapes_that_follow_from_the_sizes_of_the_inputs_are_equal() -> None:
         feed = feed_for(before, B=2, L=length)
         (want,), (got,) = outputs(before, feed), outputs(model, feed)
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_rank_that_only_follows_from_sizes_is_enough() -> None:
+    """Shape inference knows nothing of what comes out of the operator my.Strange."""
+    model = from_text(
+        f"""<ir_version: 10, opset_import: ["": 17, "my": 1, "com.microsoft": 1]>
+        g (float[B, L, 6] i) => (float[B, L, 6] y) <{CONSTANTS}> {{
+            v = my.Strange(i)
+            goal = Shape(i)
+            x = Reshape(v, goal)
+            r = Relu(x)
+            a = Add(x, r)
+            y = LayerNormalization(a, g, b)
+        }}"""
+    )
+    changes, log = run_pass(FuseSkipnorm(form="skip"), model)
+    assert (changes, log.skipped) == (1, [])

@@ -129,3 +129,11 @@ def test_a_rounded_result_goes_back_with_those_that_read_it() -> None:
 
 def test_nothing_hurts() -> None:
     assert Islands(chain(), NAMES).repair([], 0.3, 0.1) == ()
+
+
+def test_a_layer_that_leaves_no_number_goes_first() -> None:
+    islands = Islands(chain(), NAMES, *profiles((4, 4, 4, 4), (2, 2, 2, 2), 0.0))
+    jumps = [jump(0, 0.01), jump(1, float("inf")), jump(2, 0.01)]
+    assert islands.repair(jumps, 3.0, 0.1) == ("n1",)
+    assert "n1" in islands.repair(jumps, float("inf"), 0.1)
+    assert islands.repair([jump(3, float("inf"))], float("nan"), 0.1) == ("n3",)

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
 from effdl.data.feeds import Feeds
+from effdl.data.npz import load_npz
 from effdl.errors import DataError
 from effdl.graph import io
 from effdl.graph.weights import constant
@@ -468,3 +471,20 @@ def test_an_old_model_of_which_nothing_becomes_8_bit_stays_as_old() -> None:
     assert changes == 0
     assert io.to_bytes(model) == before
     assert any("not finite" in why for _, why in log.skipped)
+
+
+def test_steps_with_other_options_do_not_share_what_they_found() -> None:
+    """The memo of a model holds what was seen; ranges are chosen anew where the options differ."""
+    model = io.load(SAMPLES / "digits_cnn.onnx")
+    feeds = load_npz(SAMPLES / "digits_cnn.calib.npz", model, batch=10)
+    memo: dict[object, object] = {}
+
+    def made(step: QuantizeStatic, shared: dict[object, object]) -> bytes:
+        copy = model.clone()
+        step.run(copy, replace(context(feeds), memo=shared))
+        return io.to_bytes(copy)
+
+    first = made(QuantizeStatic(), memo)
+    assert made(QuantizeStatic(), memo) == first
+    other = QuantizeStatic(calibration_method="minmax", symmetric_activations=True)
+    assert made(other, memo) == made(other, {})

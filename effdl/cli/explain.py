@@ -69,9 +69,10 @@ def explain(
     if name == _LAYERS:
         from effdl.render.layers import print_layers
 
-        if target != "cpu" or overrides or as_is:
+        if target != "cpu" or python or overrides or as_is:
             raise UsageError(
-                "explain quantize measures on this machine's CPU, without --target, --set and --as-is",
+                "explain quantize measures on this machine's CPU, without --target, --python, --set "
+                "and --as-is",
                 hint="effdl optimize -c int8 --target ... measures elsewhere",
             )
         with live(quiet or json) as show:
@@ -88,6 +89,11 @@ def explain(
         elif not quiet:
             print_layers(found, whole=every)
         return
+    if data is not None or dim:
+        raise UsageError(
+            f"explain {name} takes no --data and no --dim: nothing is run",
+            hint="effdl explain quantize MODEL measures",
+        )
     report = api.explain(
         model,
         name,

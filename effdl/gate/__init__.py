@@ -147,7 +147,7 @@ class Gate:
             found = replace(found, score=held.score, fidelity=held.fidelity)
         return found
 
-    def refuses(
+    def holds(
         self,
         step: Pass,
         original: ir.Model,
@@ -155,11 +155,17 @@ class Gate:
         after: ir.Model,
         error: float | None,
         touched: Sequence[str],
+        *,
+        explain: bool,
     ) -> GateReport | None:
-        """Return why a model breaks the budget, None when it does not; arguments as of ``judge``."""
+        """Say whether a model keeps the budget, None where none is held; arguments as of ``judge``.
+
+        Args:
+            explain: name the layers at fault and what to leave alone, where it does not.
+        """
         held = self._hold(original, after, error) if step.lossy else None
-        if held is None or held.kept:
-            return None
+        if held is None or held.kept or not explain:
+            return held
         return self._name_layers(held, original, before, after, touched)
 
     def forget(self) -> None:

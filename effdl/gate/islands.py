@@ -21,6 +21,8 @@ _MOSTLY = 0.7
 """Above this share of a step's error, rounding its result is what makes it."""
 _MARGIN = 0.8
 """Share of the limit that a repair aims at."""
+_RUIN = 1e3
+"""How many times worse than the worst error one counts that is infinite."""
 _KERNEL_MS = 0.002
 """What one more kernel costs at the least."""
 _FLOAT_RESULT = ("MatMul", "Gemm")
@@ -82,7 +84,7 @@ class Islands:
         """
         losses = self._losses(jumps)
         total = math.fsum(loss.amount for loss in losses)
-        share = min(1.0, _MARGIN * limit / error) ** 2
+        share = min(1.0, _MARGIN * limit / error) ** 2 if math.isfinite(error) else 0.0
         return tuple(self._left(within(self._problem(losses), share * total))) if total else ()
 
     def _problem(self, losses: Sequence[Loss]) -> Problem:
@@ -101,16 +103,18 @@ class Islands:
         return sorted(left, key=lambda n: -self._parts[self._at[n]].before_ms)
 
     def _losses(self, jumps: Sequence[TensorError]) -> list[Loss]:
-        found = []
+        found: list[tuple[tuple[int, ...], float]] = []
         for jump in jumps:
             names = dict.fromkeys(n for n in jump.nodes if n in self._at)
             if jump.unrounded is not None and jump.unrounded < _MOSTLY * (jump.alone or 0.0):
                 # as long as one of those that read it wants it rounded, it is
                 names |= dict.fromkeys(n for n in jump.readers if n in self._at)
             places = tuple(dict.fromkeys(self._at[n] for n in names))
-            if places and jump.effect and math.isfinite(jump.effect):
-                found.append(Loss(places, jump.effect**2))
-        return found
+            if places and jump.effect:
+                found.append((places, jump.effect))
+        finite = [e for _, e in found if math.isfinite(e)]
+        most = _RUIN * max(finite, default=1.0)  # of one that leaves no number
+        return [Loss(places, min(e, most) ** 2) for places, e in found]
 
     def _find_flows(self, model: ir.Model, border: float, sizes: Mapping[str, int]) -> list[Flow]:
         found = []

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from effdl.errors import CheckFailed, EffdlError, ModelError
-from effdl.forms import best_form, forms_of, names_touched
+from effdl.forms import best_form, forms_of, names_touched, with_budget
 from effdl.gate import Gate
 from effdl.graph import io
 from effdl.graph.walk import all_nodes
@@ -193,35 +193,34 @@ class Steps:
         """
         work = self.job.work
         before = work.snapshot()
-        report = self._attempt(step, judged=False, again=True)
-        held = first = self._refusal(step, before, report)
-        if first is None:
-            return step, report, ""
-        milder = step
-        for _ in range(_REPAIRS):
-            more = spare(milder, held.repair, before.model) if held is not None else None
+        milder, reason = step, ""
+        first: GateReport | None = None
+        for tries in range(_REPAIRS + 1):
+            report = self._attempt(milder, judged=False, again=True)
+            if report.status != "changed":
+                break
+            held = self._held(milder, before, report, explain=tries < _REPAIRS)
+            if held is None or held.kept:
+                reason = f"{reason}; with them: {first.reason}" if first else report.reason
+                return milder, replace(report, reason=reason, gate=held), ""
+            first = first or held
+            more = spare(milder, held.repair, before.model)
             if more is None:
                 break
-            milder, left = more, spared(step, more)
-            self.job.tell(step.name, f"again, {left} left alone")
             work.restore(before)
-            again = self._attempt(milder, judged=False, again=True)
-            if again.status != "changed":
-                break
-            held = self._refusal(milder, before, again)
-            if held is None:
-                reason = f"{left} left alone; with them: {first.reason}"
-                return milder, replace(again, reason=reason), ""
-        work.restore(before)
-        return step, report, first.reason
+            milder, reason = more, f"{spared(step, more)} left alone"
+            self.job.tell(step.name, f"again, {reason}")
+        if first is None:
+            return milder, report, ""
+        return milder, replace(report, gate=first), first.reason
 
-    def _refusal(self, step: Step, before: Snapshot, report: PassReport) -> GateReport | None:
-        """Return why the model as it is now breaks the budget, None where it does not."""
-        if report.status != "changed":
-            return None
+    def _held(
+        self, step: Step, before: Snapshot, report: PassReport, *, explain: bool
+    ) -> GateReport | None:
+        """Return whether the model as it is now keeps the budget, None where none is held."""
         work, touched = self.job.work, names_touched(report)
         models = work.original, before.model, work.model
-        return self.gate.refuses(step.pass_, *models, work.error(), touched)
+        return self.gate.holds(step.pass_, *models, work.error(), touched, explain=explain)
 
     def _refined(
         self, step: Step, report: PassReport, before: Snapshot
@@ -242,9 +241,11 @@ class Steps:
         work.restore(before)
         left = spared(step, milder)
         self.job.tell(step.name, f"again, {left} left alone")
+        self.gate.forget()  # it holds the file of the kept model
         again = self._attempt(milder, judged=False, again=True)
-        if again.status == "changed" and self._refusal(milder, before, again) is None:
-            self.gate.forget()
+        changed = again.status == "changed"
+        held = self._held(milder, before, again, explain=False) if changed else None
+        if changed and (held is None or held.kept):
             made = [(now.model, names_touched(report)), (work.model, names_touched(again))]
             found = self.gate.fastest(step.pass_, before.model, made)
             gained = 0.0
@@ -255,7 +256,8 @@ class Steps:
                 reason = "; ".join(r for r in (report.reason, said) if r)
                 kept = {k: v for k, v in report.notes.items() if k == "forms"}
                 notes = {**again.notes, **kept}
-                return milder, replace(again, reason=reason, notes=notes, gate=found[1])
+                gate = with_budget(found[1], held)
+                return milder, replace(again, reason=reason, notes=notes, gate=gate)
         work.restore(now)
         self.gate.forget()
         self._size = None

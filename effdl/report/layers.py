@@ -45,7 +45,7 @@ class LayersReport:
         before_ms, after_ms: of an inference in float, and with all candidates in 8 bits.
         error: relative error of the worst output with all candidates in 8 bits; ``limit`` the one
             that the preset allows.
-        left: how many places had better stay float for their time, and for their error.
+        left: how many nodes had better stay float for their time, and for their error.
     """
 
     path: str

@@ -9,12 +9,13 @@ the problem a cut; what the price leaves of the limit is filled part by part.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from effdl.solve.mincut import SINK, SOURCE, Network
 
-_STEPS = 40
+_STEPS = 24
 _UNITS = 1 << 40
 """The sum of all costs in whole numbers, which the cut works with."""
 
@@ -64,6 +65,11 @@ class Problem:
         total = 0.0
         for a, b, other in zip(self.first, self.second, choice, strict=True):
             total += (math.inf if b is None else b) if other else a
+        return total + self.cost_of_flows(choice)
+
+    def cost_of_flows(self, choice: Sequence[bool]) -> float:
+        """Return what the borders of a choice cost."""
+        total = 0.0
         for flow in self.flows:
             made = flow.maker is not None and choice[flow.maker]
             if any(choice[r] != made for r in flow.readers):
@@ -134,13 +140,35 @@ def within(problem: Problem, limit: float) -> list[bool]:
 
 def _filled(problem: Problem, limit: float, choice: list[bool]) -> list[bool]:
     """Return the choice with single parts more in the second form, where that fits and gains."""
+    flows: dict[int, list[Flow]] = defaultdict(list)
+    losses: dict[int, list[Loss]] = defaultdict(list)
+    for flow in problem.flows:
+        for part in {*flow.readers, *([] if flow.maker is None else [flow.maker])}:
+            flows[part].append(flow)
+    for loss in problem.losses:
+        for part in set(loss.parts):
+            losses[part].append(loss)
+    choice = list(choice)
+    left = limit - problem.lost(choice)
 
     def gain(k: int) -> float:
-        trial = [*choice[:k], True, *choice[k + 1 :]]
-        return problem.cost(choice) - problem.cost(trial) if problem.lost(trial) <= limit else 0.0
+        """What part k in the second form saves."""
+        second = problem.second[k]
+        assert second is not None
+        around = Problem((), (), flows[k])
+        before = around.cost_of_flows(choice)
+        choice[k] = True
+        after = around.cost_of_flows(choice)
+        choice[k] = False
+        return problem.first[k] - second + before - after
+
+    def more(k: int) -> float:
+        """What it loses that is not lost yet."""
+        return sum(x.amount for x in losses[k] if not any(choice[p] for p in x.parts))
 
     open_ = [k for k, s in enumerate(problem.second) if s is not None and not choice[k]]
     for k in sorted(open_, key=gain, reverse=True):
-        if gain(k) > 0:
-            choice = [*choice[:k], True, *choice[k + 1 :]]
+        if gain(k) > 0 and more(k) <= left:
+            left -= more(k)
+            choice[k] = True
     return choice

@@ -144,17 +144,21 @@ def _together(norm: ir.Node, shapes: Shapes, facts: Facts) -> _Pair | None:
     total, x = add.outputs[0], some(add.inputs[0], "it adds nothing")
     need(not total.is_graph_output(), f"the sum '{total.name}' is a graph output")
     need(add.graph is norm.graph, "the sum lies in another graph than the norm")
-    dims, others = shapes.of(x), shapes.of(add.inputs[1])
-    equal = dims is not None and dims == others and None not in dims
-    if not equal:  # as they follow from the inputs' sizes
-        equal = facts.dims(x) is not None and facts.dims(x) == facts.dims(add.inputs[1])
-    need(equal, f"the operands of {label(add)} may have different shapes")
-    assert dims is not None
+    inferred, followed = shapes.of(x), facts.dims(x)
+    if inferred is not None and inferred == shapes.of(add.inputs[1]) and None not in inferred:
+        dims: Sequence[object] = inferred
+    else:  # as they follow from the inputs' sizes
+        equal = followed is not None and followed == facts.dims(add.inputs[1])
+        need(equal, f"the operands of {label(add)} may have different shapes")
+        dims = followed or ()
     need(len(dims) == 3, f"'{total.name}' has {len(dims)} dimensions, the operator wants 3")
     axis = int_attr(norm, "axis", -1)
     need(axis in (-1, 2), f"{label(norm)} is over axis {axis} and those after it")
     scale = shapes.of(norm.inputs[1])
-    need(scale is not None and scale == dims[-1:], "the scale is no vector of the last axis")
+    need(
+        scale is not None and tuple(scale) == tuple(dims[-1:]),
+        "the scale is no vector of the last axis",
+    )
     bias = norm.inputs[2] if len(norm.inputs) > 2 else None
     need(bias is None or shapes.of(bias) == scale, "the bias is no vector of the last axis")
     for extra in norm.outputs[1:]:

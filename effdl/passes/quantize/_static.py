@@ -153,7 +153,7 @@ class StaticQuantizer(NodePass):
 
         A milder try of the same step takes over what the first one found.
         """
-        key = ("ranges", self.calibration_method, self.range_search)
+        key = ("ranges", type(self).__name__, self.model_dump_json(exclude={"ignore"}))
         if key in ctx.memo:
             changed = {n: r for n, r in ctx.memo[key].items() if n in ranges}
             ctx.note("ranges_changed", len(changed))
