@@ -151,7 +151,7 @@ def mnist() -> Row:
     return Row(
         "mnist_selfattn",
         path,
-        "cnn-int8",
+        "int8",
         {key: images[8000:8200]},
         "top-1",
         lambda m: METRICS["top1"](run_all(m, {key: images[:8000]}, 1), labels[:8000]),

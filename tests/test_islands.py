@@ -127,6 +127,15 @@ def test_a_rounded_result_goes_back_with_those_that_read_it() -> None:
     assert islands.repair([rounding, jump(0, 0.001)], 0.3, 0.01) == ("n1", "n2")
 
 
+def test_what_comes_from_steps_that_are_not_known_stays() -> None:
+    """Two known steps make a part of the error: both must go where the rest leaves no room."""
+    islands = Islands(chain(), NAMES, *profiles((4, 4, 4, 4), (2, 2, 2, 2), 0.0))
+    jumps = [jump(0, 0.08), jump(1, 0.06)]
+    assert islands.repair(jumps, 0.21, 0.2) == ("n0", "n1")
+    assert islands.repair(jumps, 0.1, 0.09) == ("n0",)
+    assert len(islands.repair(jumps, 5.0, None)) == 1  # what a metric allows is not known
+
+
 def test_nothing_hurts() -> None:
     assert Islands(chain(), NAMES).repair([], 0.3, 0.1) == ()
 

@@ -128,7 +128,7 @@ class Gate:
         """
         held = self._hold(original, after, error) if step.lossy else None
         if held is not None and not held.kept:
-            return self._name_layers(held, original, before, after, touched)
+            return self._name_layers(held, before, after, touched)
         by = self._claim(step)
         if not by:
             self.forget()
@@ -166,7 +166,7 @@ class Gate:
         held = self._hold(original, after, error) if step.lossy else None
         if held is None or held.kept or not explain:
             return held
-        return self._name_layers(held, original, before, after, touched)
+        return self._name_layers(held, before, after, touched)
 
     def forget(self) -> None:
         """The model changed without being measured: its file is of no use any more."""
@@ -221,16 +221,19 @@ class Gate:
     def _name_layers(
         self,
         found: GateReport,
-        original: ir.Model,
         before: ir.Model,
         after: ir.Model,
         touched: Sequence[str],
     ) -> GateReport:
-        """Add the layers at which the error arises, and which of them it is cheapest to leave alone."""
+        """Add the layers at which the error arises, and which of them it is cheapest to leave alone.
+
+        Against the model before the pass: in the input model a tensor of the same name may be another
+        one (a factor that a fold has moved).
+        """
         self.tell("looking for the layers at fault")
         feeds = self.feeds().first(1)
         try:
-            report = locate(original, after, feeds, self.check_target, top=_SUSPECTS)
+            report = locate(before, after, feeds, self.check_target, top=_SUSPECTS)
         except EffdlError:  # a model that does not run with its inner tensors as outputs
             return found
         said = [f"{op} {name}" for name, op, _ in worst(report, _NAMED)]
@@ -238,10 +241,8 @@ class Gate:
         budget = self.recipe.budget
         limit = budget.fidelity if budget is not None and found.by == "fidelity" else None
         islands = Islands(before, touched, *self._profiles(before, after))
-        if limit is None or found.fidelity is None:  # what error the metric allows is not known
-            repair = islands.repair(report.jumps, 1.0, 1.0)
-        else:
-            repair = islands.repair(report.jumps, found.fidelity, limit)
+        error = math.inf if found.fidelity is None else found.fidelity
+        repair = islands.repair(report.jumps, error, limit)
         return replace(found, reason=reason, culprits=tuple(at_fault(report)), repair=repair)
 
     def _profiles(

@@ -71,21 +71,32 @@ class Islands:
         """Return the nodes that the pass had better leave alone for the sake of speed."""
         return self._left(cheapest(self._problem(())))
 
-    def repair(self, jumps: Sequence[TensorError], error: float, limit: float) -> tuple[str, ...]:
+    def repair(
+        self, jumps: Sequence[TensorError], error: float, limit: float | None
+    ) -> tuple[str, ...]:
         """Return the nodes to leave alone so that the error stays below a limit, at the least cost in time.
 
         The errors that single steps cause at the outputs are taken to be independent: they add up as
-        squares, and their sum is scaled to the error that was measured.
+        squares. Where their sum is more than the error that was measured, it is scaled to it; where it is
+        less, the rest comes from steps that are not among them, and stays.
 
         Args:
             jumps: steps that hurt, with their effect on the outputs.
             error: relative error of the outputs.
-            limit: what is allowed.
+            limit: what is allowed; None where that is not known, for a part less.
         """
         losses = self._losses(jumps)
         total = math.fsum(loss.amount for loss in losses)
-        share = min(1.0, _MARGIN * limit / error) ** 2 if math.isfinite(error) else 0.0
-        return tuple(self._left(within(self._problem(losses), share * total))) if total else ()
+        if not total:
+            return ()
+        if limit is None:
+            allowed = _MARGIN**2 * total
+        elif not math.isfinite(error):
+            allowed = 0.0
+        else:
+            aim = (_MARGIN * min(limit, error)) ** 2
+            allowed = aim * total / error**2 if total > error**2 else aim - (error**2 - total)
+        return tuple(self._left(within(self._problem(losses), max(0.0, allowed))))
 
     def _problem(self, losses: Sequence[Loss]) -> Problem:
         first = [p.before_ms for p in self._parts]
