@@ -82,7 +82,7 @@ class Workpiece:
         workdir: Path,
         max_memory: int = MAX_BYTES,
     ) -> None:
-        name_nodes(original)  # what is left alone or at fault is told by its name
+        self.named = name_nodes(original)  # what is left alone or at fault is told by its name
         self.original = original
         self.model = original.clone()
         self.target = target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -364,12 +365,20 @@ def test_ctrl_c_leaves_nothing_but_a_line(board: Loopback) -> None:
             assert time.monotonic() < end
             time.sleep(0.05)
         time.sleep(0.5)
-        run.send_signal(signal.SIGINT)
-        _, said = run.communicate(timeout=30)
+        _, said = _interrupted(run)
     assert run.returncode == 130
     assert said.splitlines()[-1] == "effdl: error: interrupted; nothing was written"
     assert emptied(board.far)
     assert all(gone(int(pid)) for pid in pids)
+
+
+def _interrupted(run: subprocess.Popen[str]) -> tuple[str, str]:
+    """Press Ctrl-C until it is heard: Python drops one that comes while it runs a finalizer."""
+    for _ in range(5):
+        run.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return run.communicate(timeout=10)
+    return run.communicate(timeout=1)
 
 
 def test_a_killed_effdl_leaves_nothing(board: Loopback, tmp_path: Path) -> None:

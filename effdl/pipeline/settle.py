@@ -10,6 +10,7 @@ from effdl.errors import CheckFailed
 from effdl.gate import Gate
 from effdl.gate.total import loses, weakest
 from effdl.graph import io
+from effdl.graph.clean import take_names
 from effdl.measure.outcome import race
 from effdl.measure.remote import verify_at
 from effdl.pipeline.job import Job
@@ -49,7 +50,9 @@ def _result(job: Job, gate: Gate, steps: Steps, stage: io.Stage) -> RunReport:
     external = job.options.external
     if external is None and io.external_tensors(work.original):
         external = True
-    stage.write(work.model, external=external)
+    written = work.model.clone()
+    take_names(written, work.named)
+    stage.write(written, external=external)
     verified = _verify_file(job, steps, stage.path)
     passes = [report for _, report in steps.done]
     report = job.report(passes, job.stats(stage.path), verified, job.unverified)
@@ -124,6 +127,7 @@ def _give_back(job: Job, stage: io.Stage, report: RunReport, reason: str) -> Run
     """Put the input where the result would have been."""
     after = replace(job.before, path=job.label)
     if io.external_tensors(job.work.original):
+        take_names(job.work.original, job.work.named)
         stage.write(job.work.original, external=True)
         after = job.stats(stage.path)
     else:
