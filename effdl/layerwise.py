@@ -14,6 +14,7 @@ import onnx_ir as ir
 from effdl.data.feeds import Feeds
 from effdl.data.spec import Source
 from effdl.errors import DataError, ModelError
+from effdl.forms import names_touched
 from effdl.gate.islands import Islands
 from effdl.graph import io
 from effdl.graph.clean import name_nodes
@@ -99,7 +100,7 @@ def layers(
         jumps = locate(right, wrong, few, target, top=None).jumps
         limit = (recipe.budget.fidelity if recipe.budget else None) or math.inf
         table = _Table(right, wrong, report, jumps)
-        islands = Islands(right, [n for n, _ in report.touched], *times.profiles)
+        islands = Islands(right, names_touched(report), *times.profiles)
         slow = set(islands.slower())
         bad = set(islands.repair(jumps, error, limit)) - slow if error > limit else set()
         rows = table.rows(islands, slow, bad)

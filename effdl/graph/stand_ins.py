@@ -13,8 +13,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from effdl.graph.shape_values import graphs, set_nodes
+from effdl.graph.walk import MICROSOFT
 
-_CONTRIB = "com.microsoft"
 _UNARY = """
 BiasGelu BiasSoftmax FastGelu Gelu GroupNorm QLinearLeakyRelu QLinearSigmoid QLinearSoftmax QuickGelu
 RotaryEmbedding SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormalization
@@ -53,7 +53,7 @@ def stand_in(proto: onnx.ModelProto) -> None:
         changed = False
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
-            made = _replace(node, dims, extra) if node.domain == _CONTRIB else None
+            made = _replace(node, dims, extra) if node.domain == MICROSOFT else None
             nodes += [node] if made is None else made
             changed = changed or made is not None
         if changed:
