@@ -11,12 +11,11 @@ import onnx_ir as ir
 import pytest
 from rich.console import Console
 
-from effdl.cli.app import main
 from effdl.graph import io
 from effdl.render import compare as render
 from effdl.report import CompareReport, LocateReport, OutputError, TensorError, to_json
 from effdl.report.plain import from_json
-from tests.support import SAMPLES
+from tests.support import SAMPLES, Effdl
 
 CNN = SAMPLES / "digits_cnn.onnx"
 
@@ -39,15 +38,10 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(effdl: Effdl) -> Run:
     def typed(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["effdl", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        return code, *capfd.readouterr()
+        result = effdl(*words)
+        return result.code, result.out, result.err
 
     return typed
 

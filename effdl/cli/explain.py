@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from effdl.cli.options import (
     target_spec,
 )
 from effdl.errors import UsageError
+
+if TYPE_CHECKING:
+    from effdl.data.spec import Source
 
 _LAYERS = "quantize"
 """Not a pass: the table of layers."""
@@ -63,31 +66,17 @@ def explain(
     from effdl import api
     from effdl.render import explain as render
     from effdl.render.console import print_json
-    from effdl.render.progress import live
     from effdl.report import to_json
 
     if name == _LAYERS:
-        from effdl.render.layers import print_layers
-
         if target != "cpu" or python or overrides or as_is:
             raise UsageError(
                 "explain quantize measures on this machine's CPU, without --target, --python, --set "
                 "and --as-is",
                 hint="effdl optimize -c int8 --target ... measures elsewhere",
             )
-        with live(quiet or json) as show:
-            found = api.explain_quantize(
-                model,
-                data=data_source(data, preprocess),
-                dims=parse_dims(dim),
-                threads=threads,
-                seconds=seconds,
-                progress=show,
-            )
-        if json:
-            print_json(to_json(found))
-        elif not quiet:
-            print_layers(found, whole=every)
+        given = data_source(data, preprocess)
+        _explain_layers(model, given, dim, threads, seconds, every, json, quiet)
         return
     if data is not None or dim:
         raise UsageError(
@@ -105,3 +94,35 @@ def explain(
         print_json(to_json(report))
         return
     render.print_explain(report, whole=every)
+
+
+def _explain_layers(
+    model: Path,
+    data: Path | Source | None,
+    dim: list[str] | None,
+    threads: int,
+    seconds: float,
+    every: bool,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Measure and print the table of layers."""
+    from effdl import api
+    from effdl.render.console import print_json
+    from effdl.render.layers import print_layers
+    from effdl.render.progress import live
+    from effdl.report import to_json
+
+    with live(quiet or json) as show:
+        found = api.explain_quantize(
+            model,
+            data=data,
+            dims=parse_dims(dim),
+            threads=threads,
+            seconds=seconds,
+            progress=show,
+        )
+    if json:
+        print_json(to_json(found))
+    elif not quiet:
+        print_layers(found, whole=every)
