@@ -8,7 +8,7 @@ import pytest
 
 from effdl.data.feeds import Feeds
 from effdl.graph import io
-from effdl.passes.quantize._search import search_ranges
+from effdl.passes.quantize._search import Judge, search_ranges
 from effdl.passes.quantize.static import QuantizeStatic
 from tests.support import context, from_text, outputs, rel_l2
 from tests.test_quantize_static import fill
@@ -35,7 +35,7 @@ def samples(count: int = 4) -> Feeds:
 def test_what_lowers_the_error_is_kept_and_nothing_else() -> None:
     start = {"a": (0.0, 1.0), "b": (0.0, 1.0)}
     tried = [("a", [(0.0, 0.5), (0.0, 3.0), (0.0, 2.0)]), ("b", [(0.0, 6.0), (0.0, 600.0)])]
-    found = search_ranges(from_text(FLOAT), start, tried, clipped, samples(), 1)
+    found = search_ranges(Judge(from_text(FLOAT), samples(), 1), start, tried, clipped)
     assert found is not None
     assert found.ranges == {"a": (0.0, 3.0), "b": (0.0, 6.0)}
     assert found.changed == ("a", "b")
@@ -49,7 +49,7 @@ def test_a_model_that_does_not_run_decides_nothing() -> None:
         return model
 
     start = {"a": (0.0, 1.0), "b": (0.0, 1.0)}
-    assert search_ranges(from_text(FLOAT), start, [], broken, samples(), 1) is None
+    assert search_ranges(Judge(from_text(FLOAT), samples(), 1), start, [], broken) is None
 
 
 @pytest.mark.parametrize(("count", "held"), [(9, 0), (10, 2), (23, 4)])
@@ -112,3 +112,59 @@ def test_bytes_are_the_same_each_time() -> None:
         QuantizeStatic().run(after, context(feeds))
         made.append(io.to_bytes(after))
     assert made[0] == made[1]
+
+
+LAYERS = {
+    "conv": ("N,12,9,9", "N,8,7,7", "Conv(x, w)", "8,12,3,3"),
+    "groups": ("N,12,9,9", "N,8,7,7", "Conv<group=4>(x, w)", "8,3,3,3"),
+    "depthwise": ("N,12,9,9", "N,12,5,5", "Conv<group=12, dilations=[2,2]>(x, w)", "12,1,3,3"),
+    "matmul": ("N,7,64", "N,7,40", "MatMul(x, w)", "64,40"),
+    "gemm": ("N,64", "N,40", "Gemm<transB=1>(x, w)", "40,64"),
+}
+
+
+@pytest.mark.parametrize("guard", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_weights_are_rounded_by_what_that_does_to_the_outputs(kind: str, guard: bool) -> None:
+    """Correlated inputs, as real activations are, and one large weight a row, which makes steps coarse."""
+    given, wanted, op, shape = LAYERS[kind]
+    model = fill(
+        f"""<ir_version: 8, opset_import: ["": 13]> g (float[{given}] x) => (float[{wanted}] y)
+        <float[{shape}] w> {{ y = {op} }}"""
+    )
+    weight = model.graph.initializers["w"]
+    array = np.array(weight.const_value.numpy() if weight.const_value else 0)
+    array[(slice(None), 0) if kind != "matmul" else (0,)] *= 20
+    weight.const_value = ir.tensor(array, name="w")
+    sizes = [int(n) for n in given.split(",")[1:]]
+    rng = np.random.default_rng(0)
+    mix = rng.standard_normal((np.prod(sizes), np.prod(sizes))) / 30 + 0.1
+    rows = rng.standard_normal((600, len(mix))) @ mix
+    rows = rows.astype(np.float32).reshape(-1, *sizes)
+    rows[(slice(None), 0) if "conv" not in kind and kind != "matmul" else ...] *= 0.2
+    data = Feeds([{"x": rows[k : k + 4]} for k in range(0, 400, 4)], "test", True)
+    test = {"x": rows[400:]}
+    found = {}
+    for adaptive in (False, True):
+        small = model.clone()
+        step = QuantizeStatic(adaptive_rounding=adaptive, range_search=0, reduce_range=guard)
+        if step.run(small, context(data)) == 0:
+            pytest.skip("too thin to be 8-bit alone")
+        found[adaptive] = rel_l2(outputs(model, test)[0], outputs(small, test)[0])
+    assert found[True] < 0.97 * found[False]
+
+
+def test_rounding_that_does_not_help_held_out_data_is_not_taken() -> None:
+    model = fill(NET)
+    rng = np.random.default_rng(0)
+    data = Feeds(
+        [{"x": rng.standard_normal((2, 3, 12, 12)).astype(np.float32)} for _ in range(20)],
+        "t",
+        True,
+    )
+    ctx = context(data)
+    assert QuantizeStatic().run(model, ctx) > 0
+    told = ctx.log.notes.get("rounding_error")
+    if told is not None:
+        before, after = (float(n) for n in str(told).split(" -> "))
+        assert after < before

@@ -15,9 +15,10 @@ from effdl.observe.rows import Rows
 from effdl.observe.tensors import tensors
 
 K = TypeVar("K", bound=Hashable)
-_ROWS_PER_INPUT = 12
+_ROWS_PER_INPUT = 8
 """Rows, per number in a row, that are looked at over all feeds; more add nothing."""
-_LEAST_ROWS = 256
+_LEAST_ROWS = 8192
+"""Rows that are looked at over all feeds however short they are."""
 MAX_BYTES = 512 << 20
 """Bytes that the moments of one group of layers may take."""
 
@@ -58,7 +59,8 @@ def moments(
         threads: intra-op threads, 0 for ONNX Runtime's choice.
         max_bytes: of the moments of a group; the model runs over the data once for each group.
 
-    A layer whose input was not finite somewhere, or held nothing, is left out.
+    A layer is left out whose input was not finite somewhere or held nothing, or whose second moments alone
+    are more than ``MAX_BYTES``.
 
     Raises:
         ModelError: ONNX Runtime cannot load or run the model.
@@ -84,6 +86,8 @@ def _groups(layers: Mapping[K, Rows], max_bytes: int) -> Iterator[list[K]]:
     used = 0
     for key, rows in layers.items():
         size = 8 * rows.groups * rows.width**2
+        if size > MAX_BYTES:
+            continue
         if group and used + size > max_bytes:
             yield group
             group, used = [], 0
@@ -102,7 +106,7 @@ class _Sums:
         self.absolute = np.zeros((groups, width))
         self.rows = 0
         self.finite = True
-        self._most = max(_LEAST_ROWS, -(-_ROWS_PER_INPUT * width // feeds))
+        self._most = -(-max(_LEAST_ROWS, _ROWS_PER_INPUT * width) // feeds)
 
     def add(self, array: npt.NDArray[np.generic]) -> None:
         if not self.finite or not array.size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,23 +72,22 @@ def _patches(data: Floats, window: Window, most: int) -> Floats:
     reach = [d * (k - 1) + 1 for k, d in zip(window.sizes, window.dilations, strict=True)]
     pads = window.pads or _same(data.shape[2:], reach, window)
     axes = len(window.sizes)
-    padded = np.pad(data, [(0, 0), (0, 0), *zip(pads[:axes], pads[axes:], strict=True)])
+    wide = [(0, 0), (0, 0), *zip(pads[:axes], pads[axes:], strict=True)]
+    padded = np.pad(data, wide) if any(pads) else data
     places = [
         (size - r) // s + 1
         for size, r, s in zip(padded.shape[2:], reach, window.strides, strict=True)
     ]
     grid = (data.shape[0], *places)
     count = int(np.prod(grid))
-    chosen = np.unravel_index(np.arange(0, count, _step(count, most)), grid)
-    index: list[npt.NDArray[np.intp]] = [chosen[0].reshape(-1, *[1] * (axes + 1))]
-    index.append(np.arange(data.shape[1]).reshape(1, -1, *[1] * axes))
-    for k in range(axes):
-        inside = np.arange(window.sizes[k]) * window.dilations[k]
-        along = chosen[k + 1][:, None] * window.strides[k] + inside
-        shape = [along.shape[0], 1, *[1] * axes]
-        shape[2 + k] = window.sizes[k]
-        index.append(along.reshape(shape))
-    taken: Floats = padded[tuple(index)]
+    batch, *along = np.unravel_index(np.arange(0, count, _step(count, most)), grid)
+    spatial = tuple(range(2, 2 + axes))
+    inside = (slice(None), slice(None), *[slice(None)] * axes)
+    inside += tuple(slice(None, None, d) for d in window.dilations)
+    under = np.lib.stride_tricks.sliding_window_view(padded, reach, spatial)[inside]
+    starts = (a * s for a, s in zip(along, window.strides, strict=True))
+    index: tuple[Any, ...] = (batch, slice(None), *starts)
+    taken: Floats = under[index]
     return taken
 
 

@@ -231,7 +231,11 @@ def output_error(weight: Float, rounded: Float, moments: Float) -> float:
     return error / size if size > 0 else 0.0
 
 
-def gptq(weight: Float, moments: Float, grid: Grid) -> Integers:
+Bounds = tuple[Integers, Integers]
+"""The least and the largest integer of every weight, both [N, K]."""
+
+
+def gptq(weight: Float, moments: Float, grid: Grid, bounds: Bounds | None = None) -> Integers:
     """Round column by column, each time letting the columns still to come make up for the error.
 
     Columns whose inputs are largest come first (act-order), on a grid that is fixed before. Frantar et
@@ -241,6 +245,7 @@ def gptq(weight: Float, moments: Float, grid: Grid) -> Integers:
         weight: [N, K].
         moments: [K, K], symmetric and not negative; inputs that are always zero get weight zero.
         grid: of every block.
+        bounds: all that the grid has, unless they are narrower.
 
     Returns:
         Integers [N, K].
@@ -257,13 +262,14 @@ def gptq(weight: Float, moments: Float, grid: Grid) -> Integers:
     order = np.argsort(-np.diag(h), kind="stable")
     upper = np.linalg.cholesky(np.linalg.inv(h[np.ix_(order, order)])).T
     scale, zero = (np.ascontiguousarray(a.T[order], np.float64) for a in grid.wide(inputs))
+    low, high = _limits(bounds, grid, order)
     work = work[order]
     q = np.empty(work.shape, np.uint8)
     for start in range(0, inputs, _PANEL):
         end = min(start + _PANEL, inputs)
         errors = np.empty((end - start, work.shape[1]))
         for k in range(start, end):
-            steps = np.clip(np.rint(work[k] / scale[k]) + zero[k], 0, grid.top)
+            steps = np.clip(np.rint(work[k] / scale[k]) + zero[k], low[k], high[k])
             q[k] = steps
             error = (work[k] - (steps - zero[k]) * scale[k]) / upper[k, k]
             work[k + 1 : end] -= np.multiply.outer(upper[k, k + 1 : end], error)
@@ -274,8 +280,23 @@ def gptq(weight: Float, moments: Float, grid: Grid) -> Integers:
     return np.ascontiguousarray(result.T)
 
 
+def _limits(bounds: Bounds | None, grid: Grid, order: Any = slice(None)) -> tuple[Any, Any]:
+    """Return the bounds with a row per input, in an order."""
+    if bounds is None:
+        inputs = grid.size * grid.scale.shape[1]
+        return np.zeros(inputs), np.full(inputs, float(grid.top))
+    low, high = (np.ascontiguousarray(b.T[order], np.float64) for b in bounds)
+    return low, high
+
+
 def descend(
-    weight: Float, q: Integers, moments: Float, grid: Grid, *, sweeps: int = _SWEEPS
+    weight: Float,
+    q: Integers,
+    moments: Float,
+    grid: Grid,
+    *,
+    sweeps: int = _SWEEPS,
+    bounds: Bounds | None = None,
 ) -> Integers:
     """Move single integers as long as that lowers the error at the outputs: coordinate descent.
 
@@ -287,8 +308,10 @@ def descend(
         moments: [K, K].
         grid: of every block.
         sweeps: over all columns, at most.
+        bounds: all that the grid has, unless they are narrower.
     """
     inputs = weight.shape[1]
+    low, high = _limits(bounds, grid)
     h = np.array(moments, np.float64)
     scale, zero = (np.ascontiguousarray(a.T, np.float64) for a in grid.wide(inputs))
     steps = np.array(q.T, np.float64, order="C")  # a row per input, as in gptq
@@ -303,7 +326,7 @@ def descend(
                 if curvature[k] <= 0:
                     continue
                 now = gradient[k] + h[k, start:k] @ changes[: k - start]
-                new = np.clip(np.rint(steps[k] - now / (curvature[k] * scale[k])), 0, grid.top)
+                new = np.clip(np.rint(steps[k] - now / (curvature[k] * scale[k])), low[k], high[k])
                 changes[k - start] = (new - steps[k]) * scale[k]
                 steps[k] = new
             if changes.any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,24 @@ from effdl.solve.quantize import (
 )
 
 
+@dataclass(frozen=True)
+class Known:
+    """What calibration told of the layers, by ``key_of``.
+
+    Args:
+        means: the mean of what a layer reads, [groups, K], for the correction of its bias.
+        integers: weights that are rounded already, in the layout of the float ones.
+    """
+
+    means: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    integers: Mapping[str, Int] = field(default_factory=dict)
+
+
+def key_of(node: ir.Node) -> str:
+    """Return what tells a node of the main graph from others, also in a copy."""
+    return node.outputs[0].name or ""
+
+
 class QDQWriter:
     """Edits one model: one pair per activation, integer weights with a DequantizeLinear per user.
 
@@ -36,7 +55,7 @@ class QDQWriter:
         form: the number format.
         per_channel: one weight scale per output channel.
         weight_method: how weight scales are chosen.
-        means: the mean of what each layer reads, [groups, K], for the correction of its bias.
+        known: what calibration told of the layers.
     """
 
     def __init__(
@@ -45,16 +64,16 @@ class QDQWriter:
         form: Format,
         per_channel: bool,
         weight_method: WeightMethod,
-        means: Mapping[ir.Node, npt.NDArray[np.float64]] | None = None,
+        known: Known | None = None,
     ) -> None:
         self._graph = model.graph
         self._names = Names(model)
         self._form = form
         self._per_channel = per_channel
         self._weight_method = weight_method
-        self._means = means or {}
+        self._known = known or Known()
         self._grids: dict[int, tuple[ir.Value, ir.Value]] = {}
-        self._weights: dict[tuple[int, int | None, bytes], tuple[ir.Value, ...]] = {}
+        self._weights: dict[tuple[int, int | None, bytes, bytes], tuple[ir.Value, ...]] = {}
 
     def write(self, chosen: Selection, grids: Mapping[str, Grid]) -> None:
         """Insert everything for the chosen nodes; ``grids`` is by the name of the activation."""
@@ -136,15 +155,11 @@ class QDQWriter:
         """Give a Conv, MatMul or Gemm integer weights and bias."""
         value = node.inputs[1]
         assert value is not None
-        axis = weight_axis(node) if self._per_channel else None
         bias_value = node.inputs[2] if len(node.inputs) > 2 else None
-        array = constant(bias_value)
-        bias = None if array is None else array.reshape(-1).astype(np.float32)
-        floor = np.zeros(1, np.float32)
-        if bias is not None:
-            floor = bias_scale_floor(bias, float(grid.scale))
-        q, scale, zero = self._weight(value, axis, floor)
-        if node in self._means and bias is not None:
+        bias = bias_of(node)
+        q, scale, zero = self._weight(node, value, grid)
+        axis = weight_axis(node) if self._per_channel else None
+        if bias is not None and key_of(node) in self._known.means:
             bias = (bias - self._shift(node, q, scale, zero)).astype(np.float32)
         dq = self._node("DequantizeLinear", [q, scale, zero], value.name or "weight", axis)
         dq.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
@@ -167,30 +182,26 @@ class QDQWriter:
             axis = weight_axis(node) if self._per_channel else 0
             change = dequantize(q, scale, zero, axis) - weight  # type: ignore[arg-type]
             rows = change.T if flip else change.reshape(change.shape[0], -1)
-            return mean_shift(rows, self._means[node])
+            return mean_shift(rows, self._known.means[key_of(node)])
 
         return with_weight(tensor, work)
 
-    def _weight(self, value: ir.Value, axis: int | None, floor: Array) -> tuple[ir.Value, ...]:
+    def _weight(self, node: ir.Node, value: ir.Value, grid: Grid) -> tuple[ir.Value, ...]:
         """Return integer weight, scale and zero point; users with the same needs share them."""
         tensor = constant_tensor(value)
         assert tensor is not None
         kind = self._form.weight_type
-        least = floor if axis is not None else floor.max()
-
-        def convert(weight: Float) -> tuple[Int, Float, Array]:
-            scales = weight_scales(
-                weight,
-                axis,
-                method=self._weight_method,
-                saturation_guard=self._form.saturation_guard,
-            )
-            scales = np.maximum(scales, least).astype(np.float32)
-            zero = np.full(scales.shape, 0 if kind == "int8" else 128, kind)
-            return quantize(weight, scales, zero, kind, axis or 0), scales, zero
-
-        q, scales, zero = with_weight(tensor, convert)
-        key = (id(tensor), axis, scales.tobytes())
+        axis = weight_axis(node) if self._per_channel else None
+        scales = scales_of(node, grid, self._form, self._per_channel, self._weight_method)
+        zero = np.full(scales.shape, 0 if kind == "int8" else 128, kind)
+        rounded = self._known.integers.get(key_of(node))
+        q = (
+            with_weight(tensor, lambda w: quantize(w, scales, zero, kind, axis or 0))
+            if rounded is None
+            else (rounded.astype(np.int16) + (0 if kind == "int8" else 128)).astype(kind)
+        )
+        own = b"" if rounded is None else rounded.tobytes()
+        key = (id(tensor), axis, scales.tobytes(), own)
         if key not in self._weights:
             base = value.name or "weight"
             self._weights[key] = (
@@ -231,6 +242,35 @@ class QDQWriter:
             dq.outputs[0].shape = inputs[0].shape
             self._graph.insert_before(node, dq)
             node.replace_input_with(index, dq.outputs[0])
+
+
+def bias_of(node: ir.Node) -> Float | None:
+    """Return the bias of a layer, one number per output, None where it has none."""
+    array = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    return None if array is None else array.reshape(-1).astype(np.float32)
+
+
+def scales_of(
+    node: ir.Node, grid: Grid, form: Format, per_channel: bool, method: WeightMethod
+) -> Float:
+    """Return the scales of a layer's weights: one per output channel, or one, 0-d.
+
+    Args:
+        node: a Conv, MatMul or Gemm.
+        grid: of its input.
+        form: the number format.
+        per_channel: one scale per output channel.
+        method: how a scale is chosen.
+    """
+    tensor, bias = constant_tensor(node.inputs[1]), bias_of(node)
+    assert tensor is not None
+    axis = weight_axis(node) if per_channel else None
+    guard = form.saturation_guard
+    scales = with_weight(
+        tensor, lambda w: weight_scales(w, axis, method=method, saturation_guard=guard)
+    )
+    floor = np.zeros(1, np.float32) if bias is None else bias_scale_floor(bias, float(grid.scale))
+    return np.maximum(scales, floor if per_channel else floor.max()).astype(np.float32)
 
 
 def _input(node: ir.Node) -> ir.Value:

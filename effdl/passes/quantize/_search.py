@@ -39,57 +39,71 @@ class Searched:
     changed: tuple[str, ...]
 
 
+class Judge:
+    """Tells how far the outputs of 8-bit models are from those of the float model.
+
+    Args:
+        model: the float model, whose outputs are right.
+        held: data that nothing was chosen by.
+        threads: intra-op threads.
+    """
+
+    def __init__(self, model: ir.Model, held: Feeds, threads: int) -> None:
+        self._held = held.first(_FEEDS)
+        self._threads = threads
+        self._wanted = _run(model, self._held, threads)
+
+    def error(self, model: ir.Model) -> float:
+        """Return the relative L2 error of a model, infinite where it cannot be compared."""
+        if not self._wanted:
+            return float("inf")
+        return _error(self._wanted, _run(model, self._held, self._threads))
+
+
+def better(error: float, than: float) -> bool:
+    """Whether an error is so much smaller that it is not chance."""
+    return error < _GAIN * than
+
+
 def search_ranges(
-    model: ir.Model,
+    judge: Judge,
     ranges: Mapping[str, Range],
     alternatives: Sequence[tuple[str, Sequence[Range]]],
     quantize: Callable[[Mapping[str, Range]], ir.Model],
-    held: Feeds,
-    threads: int,
 ) -> Searched | None:
     """Try other ranges, tensor after tensor, and keep what lowers the error of the outputs.
 
     Args:
-        model: the float model, whose outputs are right.
+        judge: of 8-bit models.
         ranges: of every tensor, to start from.
         alternatives: other ranges by tensor, in the order in which they are tried.
         quantize: makes the 8-bit model with given ranges.
-        held: data that no range was taken from.
-        threads: intra-op threads.
 
     Returns:
         None where the outputs cannot be compared.
     """
-    held = held.first(_FEEDS)
-    wanted = _run(model, held, threads)
     best = dict(ranges)
-    lowest = first = _error(wanted, _run(quantize(best), held, threads))
-    if not wanted or not np.isfinite(first):
+    lowest = first = judge.error(quantize(best))
+    if not np.isfinite(first):
         return None
     changed = []
     for name, others in alternatives:
         for other in others:
             trial = {**best, name: other}
-            error = _error(wanted, _run(quantize(trial), held, threads))
-            if error < _GAIN * lowest:
+            error = judge.error(quantize(trial))
+            if better(error, lowest):
                 best, lowest = trial, error
                 changed.append(name)
     return Searched(best, first, lowest, tuple(dict.fromkeys(changed)))
 
 
-def copy_with(
-    model: ir.Model, chosen: Selection, means: Mapping[ir.Node, npt.NDArray[np.float64]]
-) -> tuple[ir.Model, Selection, dict[ir.Node, npt.NDArray[np.float64]]]:
-    """Return a copy of the model with the selection and the means of its own nodes."""
+def copy_with(model: ir.Model, chosen: Selection) -> tuple[ir.Model, Selection]:
+    """Return a copy of the model with the selection of its own nodes."""
     copy = model.clone()
     twin = dict(zip(model.graph, copy.graph, strict=True))
     nodes = dict.fromkeys(twin[n] for n in chosen.nodes)
     absorbed = {twin[a]: twin[b] for a, b in chosen.absorbed.items()}
-    return (
-        copy,
-        Selection(nodes, absorbed, [], chosen.info),
-        {twin[node]: mean for node, mean in means.items()},
-    )
+    return copy, Selection(nodes, absorbed, [], chosen.info)
 
 
 def _run(model: ir.Model, feeds: Feeds, threads: int) -> Outputs:

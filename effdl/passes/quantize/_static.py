@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -15,15 +15,16 @@ from effdl.data.feeds import Feeds
 from effdl.errors import DataError, ModelError
 from effdl.graph.versions import convert_opset
 from effdl.graph.walk import is_op, opset
+from effdl.graph.weights import shared
 from effdl.observe.moments import moments
 from effdl.observe.ranges import collect
 from effdl.observe.rows import Rows
 from effdl.passes.base import Context, NodePass
 from effdl.passes.quantize._format import Format, IntType, choose, decline
 from effdl.passes.quantize._grids import feeds_silu, grids, quantized_values
-from effdl.passes.quantize._qdq import QDQWriter
-from effdl.passes.quantize._rows import rows_of
-from effdl.passes.quantize._search import copy_with, search_ranges
+from effdl.passes.quantize._qdq import Known, QDQWriter, key_of, scales_of
+from effdl.passes.quantize._rows import round_layer, rows_of
+from effdl.passes.quantize._search import Judge, better, copy_with, search_ranges
 from effdl.passes.quantize._select import (
     FOLLOWERS,
     WEIGHTED,
@@ -40,6 +41,9 @@ _OPSET = 13
 """What QuantizeLinear with one scale per channel came with."""
 _HELD = 5
 """Every fifth feed is held out, where ranges are searched."""
+_ROWS_PER_INPUT = 2
+"""Rows of calibration data, per input of a layer, with fewer of which its weights are rounded to nearest."""
+Ranges = Mapping[str, tuple[float, float]]
 METHODS: tuple[Method, ...] = ("mse", "percentile", "minmax", "entropy")
 
 
@@ -68,6 +72,8 @@ class StaticQuantizer(NodePass):
     """How a weight scale is chosen: largest weight, or least squared error."""
     bias_correction: bool = True
     """Whether biases take back what the rounding of the weights does to the mean of each output."""
+    adaptive_rounding: bool = True
+    """Whether weights are rounded by what that does to the outputs of their layer, where it helps."""
     range_search: int = Field(default=8, ge=0)
     """Tensors whose range is tried by every method, judged by the whole 8-bit model on held-out data."""
     op_types: tuple[str, ...] = (*WEIGHTED, *FOLLOWERS)
@@ -106,12 +112,76 @@ class StaticQuantizer(NodePass):
         _tell_skipped(chosen, ctx)
         if not chosen.nodes:
             return 0
-        means = self._means(model, chosen, ctx) if self.bias_correction else {}
+        known = Known(self._means(model, chosen, ctx) if self.bias_correction else {})
         ranges = self._ranges(chosen, seen, self.calibration_method)
-        if held is not None and len(held):
-            ranges = self._search(model, ctx, form, chosen, seen, means, ranges, held)
-        self._write(model, ctx, form, chosen, ranges, means)
+
+        def draft(ranges: Ranges, known: Known) -> ir.Model:
+            copy, picked = copy_with(model, chosen)
+            self._writer(copy, form, known).write(picked, grids(picked, ranges, form))
+            return copy
+
+        judge = Judge(model, held, ctx.target.threads) if held is not None and len(held) else None
+        if judge is not None:
+            ranges = self._search(ctx, chosen, seen, ranges, judge, lambda r: draft(r, known))
+        if self.adaptive_rounding:
+            tried = Known(known.means, self._rounded(model, ctx, form, chosen, ranges))
+            if tried.integers and self._pays(
+                ctx, judge, draft(ranges, known), draft(ranges, tried)
+            ):
+                known = tried
+        self._writer(model, form, known).write(chosen, grids(chosen, ranges, form))
+        self._tell(ctx, form, chosen)
         return len(chosen.nodes)
+
+    def _writer(self, model: ir.Model, form: Format, known: Known) -> QDQWriter:
+        return QDQWriter(model, form, self.per_channel, self.weight_method, known)
+
+    def _pays(self, ctx: Context, judge: Judge | None, old: ir.Model, new: ir.Model) -> bool:
+        """Whether weights rounded by their effect make the whole model better on the data held out."""
+        if judge is None:
+            return True
+        before, after = judge.error(old), judge.error(new)
+        if not better(after, before):
+            return False
+        ctx.note("rounding_error", f"{before:.3g} -> {after:.3g}")
+        return True
+
+    def _rounded(
+        self, model: ir.Model, ctx: Context, form: Format, chosen: Selection, ranges: Ranges
+    ) -> dict[str, npt.NDArray[np.int8]]:
+        """Return the weights of the layers, rounded by what that does to their outputs."""
+        assert ctx.feeds is not None
+        at = grids(chosen, ranges, form)
+        known = ctx.memo.setdefault("rounded", {})
+        layers: dict[ir.Node, Rows] = {}
+        found: dict[str, npt.NDArray[np.int8]] = {}
+        keys: dict[ir.Node, tuple[str, bytes, bool]] = {}
+        for node in chosen.nodes:
+            x, weight = node.inputs[0], node.inputs[1] if is_op(node, *WEIGHTED) else None
+            if x is None or weight is None or shared(weight):
+                continue
+            scales = scales_of(
+                node,
+                at[x.name or ""],
+                form,
+                self.per_channel,
+                self.weight_method,
+            )
+            rows = rows_of(node)
+            keys[node] = (key_of(node), scales.tobytes(), form.saturation_guard)
+            if keys[node] in known:
+                found[key_of(node)] = known[keys[node]]
+            elif rows is not None:
+                layers[node] = rows
+        for node, seen in moments(
+            model, layers, ctx.feeds, threads=ctx.target.threads, max_bytes=ctx.max_bytes
+        ):
+            if seen.rows < _ROWS_PER_INPUT * layers[node].width:
+                continue
+            scales = np.frombuffer(keys[node][1], np.float32)
+            q = round_layer(node, scales, seen, form.saturation_guard, self.bias_correction)
+            found[key_of(node)] = known[keys[node]] = q
+        return found
 
     def _histograms(
         self, model: ir.Model, names: list[str], feeds: Feeds, ctx: Context
@@ -123,9 +193,7 @@ class StaticQuantizer(NodePass):
         known |= {n: found.get(n) for n in new}
         return {n: known[n] for n in names if known[n] is not None}
 
-    def _ranges(
-        self, chosen: Selection, seen: Mapping[str, Histogram], method: Method
-    ) -> dict[str, tuple[float, float]]:
+    def _ranges(self, chosen: Selection, seen: Mapping[str, Histogram], method: Method) -> Ranges:
         """Return the range of every tensor by one method."""
         return {
             v.name or "": select_range(
@@ -140,15 +208,13 @@ class StaticQuantizer(NodePass):
 
     def _search(
         self,
-        model: ir.Model,
         ctx: Context,
-        form: Format,
         chosen: Selection,
         seen: Mapping[str, Histogram],
-        means: Mapping[ir.Node, npt.NDArray[np.float64]],
-        ranges: dict[str, tuple[float, float]],
-        held: Feeds,
-    ) -> dict[str, tuple[float, float]]:
+        ranges: Ranges,
+        judge: Judge,
+        draft: Callable[[Ranges], ir.Model],
+    ) -> Ranges:
         """Try the other methods on the tensors that lose most, by the error of the whole model.
 
         A milder try of the same step takes over what the first one found.
@@ -157,13 +223,7 @@ class StaticQuantizer(NodePass):
         if key in ctx.memo:
             changed = {n: r for n, r in ctx.memo[key].items() if n in ranges}
             ctx.note("ranges_changed", len(changed))
-            return ranges | changed
-
-        def quantize(trial: Mapping[str, tuple[float, float]]) -> ir.Model:
-            copy, picked, known = copy_with(model, chosen, means)
-            writer = QDQWriter(copy, form, self.per_channel, self.weight_method, known)
-            writer.write(picked, grids(picked, trial, form))
-            return copy
+            return {**ranges, **changed}
 
         others = [self._ranges(chosen, seen, m) for m in METHODS if m != self.calibration_method]
         lost = {name: _loss(seen[name], ends) for name, ends in ranges.items()}
@@ -172,7 +232,7 @@ class StaticQuantizer(NodePass):
             (name, [r for r in dict.fromkeys(o[name] for o in others) if r != ranges[name]])
             for name in worst
         ]
-        found = search_ranges(model, ranges, tried, quantize, held, ctx.target.threads)
+        found = search_ranges(judge, ranges, tried, draft)
         if found is None:
             return ranges
         ctx.memo[key] = {name: found.ranges[name] for name in found.changed}
@@ -183,7 +243,7 @@ class StaticQuantizer(NodePass):
 
     def _means(
         self, model: ir.Model, chosen: Selection, ctx: Context
-    ) -> dict[ir.Node, npt.NDArray[np.float64]]:
+    ) -> dict[str, npt.NDArray[np.float64]]:
         """Return the mean of what each layer with a bias reads."""
         assert ctx.feeds is not None
         layers: dict[ir.Node, Rows] = {}
@@ -192,7 +252,7 @@ class StaticQuantizer(NodePass):
             rows = rows_of(node) if is_op(node, *WEIGHTED) and len(node.inputs) > 2 else None
             if rows is not None:
                 layers[node] = rows
-        new = {node: rows for node, rows in layers.items() if _key(node) not in known}
+        new = {node: rows for node, rows in layers.items() if key_of(node) not in known}
         found = moments(
             model,
             new,
@@ -201,8 +261,8 @@ class StaticQuantizer(NodePass):
             threads=ctx.target.threads,
             max_bytes=ctx.max_bytes,
         )
-        known |= {_key(node): seen.mean for node, seen in found}
-        return {node: known[_key(node)] for node in layers if _key(node) in known}
+        known |= {key_of(node): seen.mean for node, seen in found}
+        return {key_of(n): known[key_of(n)] for n in layers if key_of(n) in known}
 
     def _on_newer(
         self, model: ir.Model, ctx: Context, form: Format, chosen: Selection
@@ -247,17 +307,7 @@ class StaticQuantizer(NodePass):
             activations_from_zero=not form.symmetric_activations,
         )
 
-    def _write(
-        self,
-        model: ir.Model,
-        ctx: Context,
-        form: Format,
-        chosen: Selection,
-        ranges: Mapping[str, tuple[float, float]],
-        means: Mapping[ir.Node, npt.NDArray[np.float64]],
-    ) -> None:
-        writer = QDQWriter(model, form, self.per_channel, self.weight_method, means)
-        writer.write(chosen, grids(chosen, ranges, form))
+    def _tell(self, ctx: Context, form: Format, chosen: Selection) -> None:
         for node in chosen.nodes:
             ctx.touch(node, f"{node.op_type} in {form.activation_type}")
         counts = Counter(n.op_type for n in chosen.nodes)
@@ -267,11 +317,6 @@ class StaticQuantizer(NodePass):
         ctx.note("weight_type", form.weight_type)
         ctx.note("format_reason", form.reason)
         ctx.note("calibration_method", self.calibration_method)
-
-
-def _key(node: ir.Node) -> str:
-    """Return what tells a node of the main graph from others, also in a copy."""
-    return node.outputs[0].name or ""
 
 
 def _loss(histogram: Histogram, ends: tuple[float, float]) -> float:
