@@ -4,7 +4,8 @@
 
 Every tool works in a process of its own on the same calibration data. The untouched model and all results
 are then timed in one interleaved run (``effdl bench``: ORT_ENABLE_ALL, fresh processes, an interval), and
-each is scored on samples that no tool has seen. Needs pillow and tokenizers; NNCF where it is installed.
+each is scored on samples that no tool has seen. Needs pillow and tokenizers; NNCF and onnxsim where they
+are installed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from effdl import api
 from effdl.runtime.target import parse_target
 
 TOOL_SCRIPT = Path(__file__).parent / "quantizer_tools.py"
-TOOLS = ("effdl", "ort_minmax", "ort_entropy", "ort_percentile", "ort_dynamic", "nncf")
+TOOLS = ("effdl", "ort_minmax", "ort_entropy", "ort_percentile", "ort_dynamic", "nncf", "onnxsim")
 TITLES = {
     "effdl": "effdl",
     "ort_minmax": "static minmax",
@@ -38,6 +39,7 @@ TITLES = {
     "ort_percentile": "static percentile",
     "ort_dynamic": "dynamic",
     "nncf": "NNCF",
+    "onnxsim": "onnxsim",
 }
 LIMIT = 900
 """Seconds that a tool may take for a model."""
@@ -145,7 +147,7 @@ def mean(ratios: Sequence[float]) -> float:
 ABOUT = """# Quantizers side by side
 
 effdl's presets beside the quantizers that one finds for ONNX Runtime: `onnxruntime.quantization`, static in
-QDQ form with its three ways to choose a range, and dynamic; NNCF where it installs. All get the same
+QDQ form with its three ways to choose a range, and dynamic; NNCF; onnxsim. All get the same
 calibration data and the settings that suit the processor: uint8 activations, int8 weights, one scale per
 output channel, a reduced range where the processor has no 8-bit dot product. effdl runs as a user runs it,
 with its gate: what is not faster, or not accurate enough, it takes back.
@@ -164,7 +166,8 @@ def main() -> None:
     parser.add_argument("--gate", default="each", help="effdl's gate: each, final or off")
     parser.add_argument("--write", type=Path, help="a page to write, docs/quantizers.md")
     args = parser.parse_args()
-    tools = [t for t in args.tools if t != "nncf" or importlib.util.find_spec("nncf")]
+    optional = {"nncf", "onnxsim"}
+    tools = [t for t in args.tools if t not in optional or importlib.util.find_spec(t)]
     results = []
     print(f"onnxruntime {version('onnxruntime')}, {', '.join(tools)}", flush=True)
     for name, make in rows(args.minilm).items():

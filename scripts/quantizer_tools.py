@@ -56,6 +56,7 @@ def prepared(job: Job) -> Path:
     version = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     if version < 13:
         model = onnx.version_converter.convert_version(model, 13)
+        model.ir_version = max(model.ir_version, 8)  # initializers need not be inputs
     source, ready = folder / "source.onnx", folder / "ready.onnx"
     onnx.save(model, source)
     try:
@@ -115,12 +116,29 @@ def dynamic(job: Job) -> Job:
 
 
 def run_nncf(job: Job) -> Job:
-    """nncf.quantize on the ONNX model."""
+    """nncf.quantize on the ONNX model, told what kind of model and processor it is for."""
     import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
     model = onnx.load(prepared(job))
-    made = nncf.quantize(model, nncf.Dataset(list(feeds(job))))
+    fix = OverflowFix.ENABLE if job["reduce_range"] else OverflowFix.DISABLE
+    made = nncf.quantize(
+        model,
+        nncf.Dataset(list(feeds(job))),
+        target_device=nncf.TargetDevice.CPU,
+        model_type=nncf.ModelType.TRANSFORMER if "transformer" in job["preset"] else None,
+        advanced_parameters=AdvancedQuantizationParameters(overflow_fix=fix),
+    )
     onnx.save(made, job["out"])
+    return {}
+
+
+def run_onnxsim(job: Job) -> Job:
+    """onnxsim.quantize_static on the simplified model."""
+    import onnxsim
+
+    model, _ = onnxsim.simplify(onnx.load(prepared(job)))
+    onnx.save(onnxsim.quantize_static(model, list(feeds(job))), job["out"])
     return {}
 
 
@@ -131,6 +149,7 @@ TOOLS: dict[str, Callable[[Job], Job]] = {
     "ort_percentile": static("Percentile"),
     "ort_dynamic": dynamic,
     "nncf": run_nncf,
+    "onnxsim": run_onnxsim,
 }
 
 
