@@ -5,6 +5,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from effdl import passes
 from effdl.data.feeds import Feeds
 from effdl.data.npz import load_npz
 from effdl.errors import DataError
@@ -488,3 +489,34 @@ def test_steps_with_other_options_do_not_share_what_they_found() -> None:
     assert made(QuantizeStatic(), memo) == first
     other = QuantizeStatic(calibration_method="minmax", symmetric_activations=True)
     assert made(other, memo) == made(other, {})
+
+
+def test_tensorrt_takes_symmetric_pairs_at_the_inputs_of_layers() -> None:
+    """Nothing between a layer and its Relu, biases in float, and of a sum only the side that is not fused."""
+    model = net()
+    ctx = context(feeds_of(model), target="tensorrt")
+    after = model.clone()
+    assert QuantizeStatic().run(after, ctx) > 0
+    assert "TensorRT" in str(ctx.log.notes["format_reason"])
+    io.check(after)
+    made = {o.name: n for n in after.graph for o in n.outputs}
+    for node in after.graph:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero = constant(node.inputs[2])
+            assert zero is not None
+            assert zero.dtype == np.int8
+            assert not zero.any()
+        elif node.op_type in ("Conv", "Gemm"):
+            assert node.inputs[0] is not None
+            assert made[node.inputs[0].name].op_type == "DequantizeLinear"
+            assert len(node.inputs) < 3 or constant(node.inputs[2]) is not None
+        elif node.op_type in ("Relu", "Clip", "Flatten"):
+            assert made[node.inputs[0].name or ""].op_type not in ("DequantizeLinear",)
+        elif node.op_type == "Add":
+            sides = [made[v.name or ""].op_type for v in node.inputs if v is not None]
+            assert sorted(sides) == ["Conv", "DequantizeLinear"]
+    assert op_counts(after)["MaxPool"] == 1
+    assert error(model, after) < 0.05
+    dynamic = context(feeds_of(model), target="tensorrt")
+    assert passes.get("quantize_dynamic")().run(model.clone(), dynamic) == 0
+    assert "quantize_static" in dynamic.log.skipped[0][1]

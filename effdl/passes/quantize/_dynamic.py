@@ -70,7 +70,7 @@ class DynamicQuantizer(NodePass):
         return [n.name or n.op_type for n in self._choose(model, ctx)]
 
     def _choose(self, model: ir.Model, ctx: Context, beside: bool = False) -> list[ir.Node]:
-        reason = decline(ctx.target)
+        reason = decline(ctx.target, dynamic=True)
         if not reason and not beside and is_quantized(model):
             reason = "the model is quantized already"
         if reason:

@@ -22,6 +22,8 @@ class Format:
         symmetric_activations: the activations' zero point is the middle of the type.
         saturation_guard: keep weights small enough for a 16-bit sum of two products.
         reason: why, in one sentence.
+        explicit: pairs stand at the inputs of layers only, biases stay float, and the engine decides what
+            it fuses behind them (TensorRT); else outputs have pairs too (ONNX Runtime's CPU kernels).
     """
 
     activation_type: IntType
@@ -29,15 +31,18 @@ class Format:
     symmetric_activations: bool
     saturation_guard: bool
     reason: str
+    explicit: bool = False
 
 
-def decline(target: Target) -> str:
-    """Return why 8-bit integers do not pay on the target, an empty string when they may."""
+def decline(target: Target, *, dynamic: bool = False) -> str:
+    """Return why 8-bit integers do not pay on the target, an empty string when they may.
+
+    Args:
+        target: where the model will run.
+        dynamic: ranges are found at every run.
+    """
     if target.engine == "tensorrt":
-        return (
-            "what TensorRT takes as 8-bit integers is another form than the one written here; use "
-            "convert_float16 there"
-        )
+        return "TensorRT takes ranges from calibration data: quantize_static" if dynamic else ""
     if target.on_gpu:
         return (
             "ONNX Runtime's CUDA provider has no 8-bit integer kernels: the nodes would fall back "
@@ -59,6 +64,15 @@ def choose(
     MLAS, ONNX Runtime's matrix library, has fast x86 kernels for uint8 activations with int8
     weights; int8 with int8 is the native form of Arm's dot product.
     """
+    if target.engine == "tensorrt":
+        return Format(
+            "int8",
+            "int8",
+            symmetric_activations=True,
+            saturation_guard=False,
+            reason="TensorRT takes symmetric int8 pairs at the inputs of layers and fuses what follows",
+            explicit=True,
+        )
     if target.arch == "arm64":
         native: IntType = "int8"
         reason = "Arm's dot product multiplies int8 by int8"

@@ -15,7 +15,6 @@ from effdl.passes.quantize._select import (
     SAME_RANGE,
     WEIGHTED,
     Selection,
-    activation_inputs,
     clip_bounds,
 )
 from effdl.solve.quantize import affine_parameters
@@ -48,11 +47,13 @@ class _Group:
 
 
 def needs_output(node: ir.Node, chosen: Selection) -> bool:
-    """Whether the node's kernel writes 8-bit: MatMul and Gemm can also write float for free.
+    """Whether the node's result becomes 8-bit: MatMul and Gemm can also write float for free.
 
     Not a Gemm before an activation, nor a MatMul of matrices before an Add: ONNX Runtime would fuse
     those two, in float, before it looks at the integers, and dequantize the weights at every run.
     """
+    if chosen.explicit:
+        return False
     if not is_op(node, "MatMul", "Gemm") or chosen.consumers(chosen.output(node)):
         return True
     after = only_user(node.outputs[0])
@@ -76,7 +77,7 @@ def quantized_values(chosen: Selection) -> list[ir.Value]:
     """Return every activation that gets a QuantizeLinear, in the graph's order."""
     found: dict[ir.Value, None] = {}
     for node in chosen.nodes:
-        for index in activation_inputs(node):
+        for index in chosen.reads(node):
             value = node.inputs[index]
             if value is not None:
                 found[value] = None
@@ -104,6 +105,8 @@ def grids(
 
 def _groups(chosen: Selection, ranges: Mapping[str, tuple[float, float]]) -> dict[str, _Group]:
     groups = {n: _Group([n], low, high, _FREE) for n, (low, high) in ranges.items()}
+    if chosen.explicit:
+        return groups
     for node in chosen.nodes:
         bounds = clip_bounds(chosen.absorbed.get(node, node))
         name = chosen.output(node).name or ""

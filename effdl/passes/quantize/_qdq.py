@@ -166,7 +166,9 @@ class QDQWriter:
         dq.outputs[0].shape = q.shape
         self._graph.insert_before(node, dq)
         node.replace_input_with(1, dq.outputs[0])
-        if bias is not None and bias_value is not None:
+        if bias is not None and bias_value is not None and self._form.explicit:
+            node.replace_input_with(2, self._constant(bias_value.name or "bias", bias))
+        elif bias is not None and bias_value is not None:
             scales = scale.const_value
             assert scales is not None
             self._bias(node, bias_value.name or "bias", bias, grid, scales.numpy())

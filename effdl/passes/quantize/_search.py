@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -103,7 +103,7 @@ def copy_with(model: ir.Model, chosen: Selection) -> tuple[ir.Model, Selection]:
     twin = dict(zip(model.graph, copy.graph, strict=True))
     nodes = dict.fromkeys(twin[n] for n in chosen.nodes)
     absorbed = {twin[a]: twin[b] for a, b in chosen.absorbed.items()}
-    return copy, Selection(nodes, absorbed, [], chosen.info)
+    return copy, replace(chosen, nodes=nodes, absorbed=absorbed, skipped=[])
 
 
 def _run(model: ir.Model, feeds: Feeds, threads: int) -> Outputs:

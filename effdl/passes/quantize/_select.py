@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx
 import onnx_ir as ir
@@ -57,12 +57,30 @@ class Selection:
         absorbed: Relu or Clip that becomes part of the range, by the node that feeds it.
         skipped: (node, reason) of every candidate left alone.
         info: types and ranks of the main graph's values by name.
+        explicit: only what layers read becomes 8-bit (``Format.explicit``).
     """
 
     nodes: dict[ir.Node, None] = field(default_factory=dict)
     absorbed: dict[ir.Node, ir.Node] = field(default_factory=dict)
     skipped: list[tuple[ir.Node | str, str]] = field(default_factory=list)
     info: dict[str, ValueInfo] = field(default_factory=dict)
+    explicit: bool = False
+
+    def reads(self, node: ir.Node) -> tuple[int, ...]:
+        """Indices of the inputs of a chosen node that become 8-bit.
+
+        Where the form is explicit, a sum is fused into the layer that makes one side: that side stays.
+        """
+        indices = activation_inputs(node)
+        if self.explicit and is_op(node, "Add"):
+            fused = [i for i in indices if self._made_for(node, i)]
+            return tuple(i for i in indices if i not in fused[:1])
+        return indices
+
+    def _made_for(self, node: ir.Node, index: int) -> bool:
+        value = node.inputs[index]
+        source = value.producer() if value is not None else None
+        return is_op(source, *WEIGHTED) and source in self.nodes and only_user(value) is node
 
     def output(self, node: ir.Node) -> ir.Value:
         """The value that carries ``node``'s quantized result, behind an absorbed activation."""
@@ -82,7 +100,7 @@ class Selection:
         return [
             (use.node, use.idx)
             for use in value.uses()
-            if use.node in self.nodes and use.idx in activation_inputs(use.node)
+            if use.node in self.nodes and use.idx in self.reads(use.node)
         ]
 
 
@@ -138,6 +156,7 @@ def select(
     wanted: Callable[[ir.Node], bool],
     op_types: tuple[str, ...],
     activations_from_zero: bool = True,
+    explicit: bool = False,
 ) -> Selection:
     """Choose the nodes of the main graph.
 
@@ -146,8 +165,28 @@ def select(
         wanted: the options' say on a node.
         op_types: op types to quantize.
         activations_from_zero: the format can represent [0, high] fully, so that Relu is absorbed.
+        explicit: choose for ``Format.explicit``: layers, pools, and sums that a layer makes one side of.
     """
-    chosen = Selection(info=_infer(model))
+    chosen = Selection(info=_infer(model), explicit=explicit)
+    if explicit:
+        op_types = tuple(t for t in op_types if t in (*WEIGHTED, *POOLS, "Add"))
+    _choose(model, chosen, wanted, op_types)
+    if activations_from_zero:
+        _absorb(chosen)
+    if explicit:
+        _drop_plain_sums(chosen)
+    else:
+        _drop_isolated(chosen)
+    _skip_inner(model, chosen)
+    return chosen
+
+
+def _choose(
+    model: ir.Model,
+    chosen: Selection,
+    wanted: Callable[[ir.Node], bool],
+    op_types: tuple[str, ...],
+) -> None:
     for node in model.graph:
         reason = _refusal(node, chosen.info, op_types)
         if reason is None:
@@ -161,16 +200,24 @@ def select(
                 chosen.skipped.append((node, reason))
         else:
             chosen.nodes[node] = None
+
+
+def _absorb(chosen: Selection) -> None:
+    """Make every Relu and Clip that the range of an 8-bit output can replace part of it."""
     for node in chosen.nodes:
         after = only_user(node.outputs[0])
-        if activations_from_zero and is_op(node, *ABSORBERS) and clip_bounds(after) is not None:
+        if is_op(node, *ABSORBERS) and clip_bounds(after) is not None:
             assert after is not None
             chosen.absorbed[node] = after
     for after in chosen.absorbed.values():
         chosen.nodes.pop(after, None)
-    _drop_isolated(chosen)
-    _skip_inner(model, chosen)
-    return chosen
+
+
+def _drop_plain_sums(chosen: Selection) -> None:
+    """Take out the sums that no layer makes one side of: nothing would be fused."""
+    for node in [n for n in chosen.nodes if is_op(n, "Add")]:
+        if len(chosen.reads(node)) == len(node.inputs):
+            del chosen.nodes[node]
 
 
 def _skip_inner(model: ir.Model, chosen: Selection) -> None:
@@ -340,13 +387,20 @@ def _infer(model: ir.Model) -> dict[str, ValueInfo]:
 
 def without(chosen: Selection, values: set[str], reason: str) -> Selection:
     """Return the selection less the nodes that read or write one of ``values``."""
-    left = Selection(dict(chosen.nodes), dict(chosen.absorbed), list(chosen.skipped), chosen.info)
+    left = replace(
+        chosen,
+        nodes=dict(chosen.nodes),
+        absorbed=dict(chosen.absorbed),
+        skipped=list(chosen.skipped),
+    )
     for node in chosen.nodes:
-        touched = {_name(node.inputs[i]) for i in activation_inputs(node)}
-        touched.add(_name(chosen.output(node)))
+        touched = {_name(node.inputs[i]) for i in chosen.reads(node)}
+        if not chosen.explicit:
+            touched.add(_name(chosen.output(node)))
         if touched & values:
             del left.nodes[node]
             left.absorbed.pop(node, None)
             left.skipped.append((node, reason))
-    _drop_isolated(left)
+    if not left.explicit:
+        _drop_isolated(left)
     return left

@@ -113,7 +113,7 @@ class StaticQuantizer(NodePass):
         if not chosen.nodes:
             return 0
         known = Known(self._means(model, chosen, ctx) if self.bias_correction else {})
-        ranges = self._ranges(chosen, seen, self.calibration_method)
+        ranges = self._ranges(chosen, form, seen, self.calibration_method)
 
         def draft(ranges: Ranges, known: Known) -> ir.Model:
             copy, picked = copy_with(model, chosen)
@@ -122,7 +122,7 @@ class StaticQuantizer(NodePass):
 
         judge = Judge(model, held, ctx.target.threads) if held is not None and len(held) else None
         if judge is not None:
-            ranges = self._search(ctx, chosen, seen, ranges, judge, lambda r: draft(r, known))
+            ranges = self._search(ctx, form, chosen, seen, ranges, judge, lambda r: draft(r, known))
         if self.adaptive_rounding:
             tried = Known(known.means, self._rounded(model, ctx, form, chosen, ranges))
             if tried.integers and self._pays(
@@ -193,14 +193,16 @@ class StaticQuantizer(NodePass):
         known |= {n: found.get(n) for n in new}
         return {n: known[n] for n in names if known[n] is not None}
 
-    def _ranges(self, chosen: Selection, seen: Mapping[str, Histogram], method: Method) -> Ranges:
+    def _ranges(
+        self, chosen: Selection, form: Format, seen: Mapping[str, Histogram], method: Method
+    ) -> Ranges:
         """Return the range of every tensor by one method."""
         return {
             v.name or "": select_range(
                 seen[v.name or ""],
                 method,
                 percentile=self.percentile,
-                symmetric=self.symmetric_activations,
+                symmetric=form.symmetric_activations,
                 through=silu if feeds_silu(v) else None,
             )
             for v in quantized_values(chosen)
@@ -209,6 +211,7 @@ class StaticQuantizer(NodePass):
     def _search(
         self,
         ctx: Context,
+        form: Format,
         chosen: Selection,
         seen: Mapping[str, Histogram],
         ranges: Ranges,
@@ -225,7 +228,9 @@ class StaticQuantizer(NodePass):
             ctx.note("ranges_changed", len(changed))
             return {**ranges, **changed}
 
-        others = [self._ranges(chosen, seen, m) for m in METHODS if m != self.calibration_method]
+        others = [
+            self._ranges(chosen, form, seen, m) for m in METHODS if m != self.calibration_method
+        ]
         lost = {name: _loss(seen[name], ends) for name, ends in ranges.items()}
         worst = sorted(lost, key=lambda name: -lost[name])[: self.range_search]
         tried = [
@@ -305,6 +310,7 @@ class StaticQuantizer(NodePass):
             self.selected,
             self.op_types,
             activations_from_zero=not form.symmetric_activations,
+            explicit=form.explicit,
         )
 
     def _tell(self, ctx: Context, form: Format, chosen: Selection) -> None:
