@@ -1,12 +1,15 @@
 """The shipped presets: what each promises by its name and its file."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
-from effdl import recipe
+from effdl import api, recipe
 from effdl.data.npz import load_npz
 from effdl.graph import io
 from effdl.graph.walk import opset
+from effdl.run_options import RunOptions
 from effdl.runtime.target import parse_target
 from tests.support import ROOT, SAMPLES, assert_same, context, from_text, op_counts
 
@@ -118,3 +121,18 @@ def test_presets_are_packaged() -> None:
     """The wheel carries them inside the package, where an installed effdl looks."""
     text = (ROOT / "pyproject.toml").read_text()
     assert '"configs" = "effdl/configs"' in text
+
+
+@pytest.mark.parametrize("name", ["cnn-int8", "int8", "transformer-int8", "weights-int4"])
+def test_where_nothing_is_timed_a_run_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
+    model = "digits_cnn" if name.startswith("cnn") else "digits_transformer"
+    options = RunOptions(gate="off", bench_seconds=0)
+    for goal in ("a.onnx", "b.onnx"):
+        api.optimize(
+            SAMPLES / f"{model}.onnx",
+            name,
+            tmp_path / goal,
+            data=SAMPLES / f"{model}.calib.npz",
+            options=options,
+        )
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()

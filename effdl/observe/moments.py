@@ -106,6 +106,7 @@ class _Sums:
         self.absolute = np.zeros((groups, width))
         self.rows = 0
         self.finite = True
+        self._waiting: list[npt.NDArray[np.float32]] = []
         self._most = -(-max(_LEAST_ROWS, _ROWS_PER_INPUT * width) // feeds)
 
     def add(self, array: npt.NDArray[np.generic]) -> None:
@@ -116,13 +117,23 @@ class _Sums:
             self.finite = False
             return
         if self.second.size:
-            self.second += rows.transpose(0, 2, 1) @ rows
+            self._waiting.append(rows)
+            if sum(r.shape[1] for r in self._waiting) >= self.source.width:
+                self._multiply()
         self.first += rows.sum(1, dtype=np.float64)
         self.absolute += np.abs(rows).sum(1, dtype=np.float64)
         self.rows += rows.shape[1]
 
+    def _multiply(self) -> None:
+        """Add what waits: as many rows at a time as they are long, since a sum of K x K is not free."""
+        rows = np.concatenate(self._waiting, axis=1)
+        self._waiting.clear()
+        self.second += rows.transpose(0, 2, 1) @ rows
+
     def moments(self) -> Moments | None:
         if not self.finite or not self.rows:
             return None
+        if self._waiting:
+            self._multiply()
         n = self.rows
         return Moments(self.second / n, self.first / n, self.absolute / n, n)
