@@ -12,20 +12,15 @@ import onnx_ir as ir
 from effdl.graph.walk import is_op
 from effdl.graph.weights import Array, Names, add_initializer, constant, constant_tensor
 from effdl.passes.quantize._format import DTYPES, Format
-from effdl.passes.quantize._grids import Grid, needs_output, quantized_values, weight_axis
+from effdl.passes.quantize._grids import Grid, needs_output, quantized_values
+from effdl.passes.quantize._layers import LayerWeights, bias_of
 from effdl.passes.quantize._select import BINARY, WEIGHTED, Selection
-from effdl.passes.quantize._weights import with_weight
 from effdl.solve.quantize import (
     Float,
     Int,
-    WeightMethod,
     affine_parameters,
-    bias_scale_floor,
-    dequantize,
-    mean_shift,
     quantize,
     quantize_bias,
-    weight_scales,
 )
 
 
@@ -35,7 +30,7 @@ class Known:
 
     Args:
         means: the mean of what a layer reads, [groups, K], for the correction of its bias.
-        integers: weights that are rounded already, in the layout of the float ones.
+        integers: weights that are rounded already, in the layout of the float ones and the type of the form.
     """
 
     means: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
@@ -53,8 +48,7 @@ class QDQWriter:
     Args:
         model: edited in place.
         form: the number format.
-        per_channel: one weight scale per output channel.
-        weight_method: how weight scales are chosen.
+        made: the layers' weights.
         known: what calibration told of the layers.
     """
 
@@ -62,18 +56,16 @@ class QDQWriter:
         self,
         model: ir.Model,
         form: Format,
-        per_channel: bool,
-        weight_method: WeightMethod,
+        made: LayerWeights,
         known: Known | None = None,
     ) -> None:
         self._graph = model.graph
         self._names = Names(model)
         self._form = form
-        self._per_channel = per_channel
-        self._weight_method = weight_method
+        self._made = made
         self._known = known or Known()
         self._grids: dict[int, tuple[ir.Value, ir.Value]] = {}
-        self._weights: dict[tuple[int, int | None, bytes, bytes], tuple[ir.Value, ...]] = {}
+        self._weights: dict[tuple[int, int | None, bytes, bytes], list[ir.Value]] = {}
 
     def write(self, chosen: Selection, grids: Mapping[str, Grid]) -> None:
         """Insert everything for the chosen nodes; ``grids`` is by the name of the activation."""
@@ -156,61 +148,36 @@ class QDQWriter:
         value = node.inputs[1]
         assert value is not None
         bias_value = node.inputs[2] if len(node.inputs) > 2 else None
-        bias = bias_of(node)
-        q, scale, zero = self._weight(node, value, grid)
-        axis = weight_axis(node) if self._per_channel else None
-        if bias is not None and key_of(node) in self._known.means:
-            bias = (bias - self._shift(node, q, scale, zero)).astype(np.float32)
-        dq = self._node("DequantizeLinear", [q, scale, zero], value.name or "weight", axis)
+        bias, key = bias_of(node), key_of(node)
+        scales = self._made.scales(node, grid)
+        q = self._known.integers.get(key)
+        if q is None:
+            q = self._made.nearest(node, scales)
+        if bias is not None and key in self._known.means:
+            shift = self._made.shift(node, q, scales, self._known.means[key])
+            bias = (bias - shift).astype(np.float32)
+        axis = self._made.axis(node)
+        stored = self._weight(node, value, q, scales)
+        dq = self._node("DequantizeLinear", stored, value.name or "weight", axis)
         dq.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        dq.outputs[0].shape = q.shape
+        dq.outputs[0].shape = stored[0].shape
         self._graph.insert_before(node, dq)
         node.replace_input_with(1, dq.outputs[0])
         if bias is not None and bias_value is not None and self._form.explicit:
             node.replace_input_with(2, self._constant(bias_value.name or "bias", bias))
         elif bias is not None and bias_value is not None:
-            scales = scale.const_value
-            assert scales is not None
-            self._bias(node, bias_value.name or "bias", bias, grid, scales.numpy())
+            self._bias(node, bias_value.name or "bias", bias, grid, scales)
 
-    def _shift(self, node: ir.Node, *quantized: ir.Value) -> npt.NDArray[np.float64]:
-        """Return by how much the rounding of the weights moves the mean of each output."""
-        tensor = constant_tensor(node.inputs[1])
-        assert tensor is not None
-        q, scale, zero = (constant(v) for v in quantized)
-        flip = is_op(node, "Gemm") and weight_axis(node) == 1
-
-        def work(weight: Float) -> npt.NDArray[np.float64]:
-            axis = weight_axis(node) if self._per_channel else 0
-            change = dequantize(q, scale, zero, axis) - weight  # type: ignore[arg-type]
-            rows = change.T if flip else change.reshape(change.shape[0], -1)
-            return mean_shift(rows, self._known.means[key_of(node)])
-
-        return with_weight(tensor, work)
-
-    def _weight(self, node: ir.Node, value: ir.Value, grid: Grid) -> tuple[ir.Value, ...]:
+    def _weight(self, node: ir.Node, value: ir.Value, q: Int, scales: Float) -> list[ir.Value]:
         """Return integer weight, scale and zero point; users with the same needs share them."""
-        tensor = constant_tensor(value)
-        assert tensor is not None
-        kind = self._form.weight_type
-        axis = weight_axis(node) if self._per_channel else None
-        scales = scales_of(node, grid, self._form, self._per_channel, self._weight_method)
-        zero = np.full(scales.shape, 0 if kind == "int8" else 128, kind)
-        rounded = self._known.integers.get(key_of(node))
-        q = (
-            with_weight(tensor, lambda w: quantize(w, scales, zero, kind, axis or 0))
-            if rounded is None
-            else (rounded.astype(np.int16) + (0 if kind == "int8" else 128)).astype(kind)
-        )
-        own = b"" if rounded is None else rounded.tobytes()
-        key = (id(tensor), axis, scales.tobytes(), own)
+        key = (id(constant_tensor(value)), self._made.axis(node), scales.tobytes(), q.tobytes())
         if key not in self._weights:
             base = value.name or "weight"
-            self._weights[key] = (
+            self._weights[key] = [
                 self._constant(f"{base}_quantized", q),
                 self._constant(f"{base}_scale", scales),
-                self._constant(f"{base}_zero_point", zero),
-            )
+                self._constant(f"{base}_zero_point", self._made.zero(scales)),
+            ]
         return self._weights[key]
 
     def _bias(self, node: ir.Node, base: str, bias: Float, grid: Grid, scales: Float) -> None:
@@ -244,35 +211,6 @@ class QDQWriter:
             dq.outputs[0].shape = inputs[0].shape
             self._graph.insert_before(node, dq)
             node.replace_input_with(index, dq.outputs[0])
-
-
-def bias_of(node: ir.Node) -> Float | None:
-    """Return the bias of a layer, one number per output, None where it has none."""
-    array = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    return None if array is None else array.reshape(-1).astype(np.float32)
-
-
-def scales_of(
-    node: ir.Node, grid: Grid, form: Format, per_channel: bool, method: WeightMethod
-) -> Float:
-    """Return the scales of a layer's weights: one per output channel, or one, 0-d.
-
-    Args:
-        node: a Conv, MatMul or Gemm.
-        grid: of its input.
-        form: the number format.
-        per_channel: one scale per output channel.
-        method: how a scale is chosen.
-    """
-    tensor, bias = constant_tensor(node.inputs[1]), bias_of(node)
-    assert tensor is not None
-    axis = weight_axis(node) if per_channel else None
-    guard = form.saturation_guard
-    scales = with_weight(
-        tensor, lambda w: weight_scales(w, axis, method=method, saturation_guard=guard)
-    )
-    floor = np.zeros(1, np.float32) if bias is None else bias_scale_floor(bias, float(grid.scale))
-    return np.maximum(scales, floor if per_channel else floor.max()).astype(np.float32)
 
 
 def _input(node: ir.Node) -> ir.Value:

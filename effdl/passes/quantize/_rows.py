@@ -1,18 +1,12 @@
-"""Layers as matrices: where the rows they read come from, and their weights rounded by these."""
+"""Where the rows of a layer come from, told to the observers."""
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from effdl.graph.walk import int_attr, ints_attr, is_op, str_attr
 from effdl.graph.weights import constant_tensor
-from effdl.observe.moments import Moments
 from effdl.observe.rows import Rows, Window
-from effdl.passes.quantize._weights import with_weight
-from effdl.solve.adaptive import adaptive_rounding, shrunk
-from effdl.solve.quantize import Float
 
 
 def rows_of(node: ir.Node) -> Rows | None:
@@ -43,36 +37,3 @@ def rows_of(node: ir.Node) -> Rows | None:
     for size in sizes:
         width *= size
     return Rows(x.name, width, int_attr(node, "group", 1), window)
-
-
-def round_layer(
-    node: ir.Node,
-    scales: npt.NDArray[np.float32],
-    seen: Moments,
-    saturation_guard: bool,
-    centred: bool,
-) -> npt.NDArray[np.int8]:
-    """Return the int8 weights of a layer, in the layout of the float ones, rounded adaptively.
-
-    Args:
-        node: a Conv, MatMul or Gemm with a constant weight.
-        scales: one per output, or one.
-        seen: second moments of what it reads.
-        saturation_guard: keep the sums of two products within 16 bits.
-        centred: whether a bias, where there is one, takes the mean error back.
-    """
-    tensor = constant_tensor(node.inputs[1])
-    assert tensor is not None
-    second = seen.second
-    if centred and len(node.inputs) > 2 and node.inputs[2] is not None:
-        second = second - seen.mean[:, :, None] * seen.mean[:, None, :]
-    second = shrunk(second, seen.rows)
-    flip = not (is_op(node, "Conv") or int_attr(node, "transB", 0))
-
-    def work(array: Float) -> npt.NDArray[np.int8]:
-        weight = array.T if flip else array.reshape(array.shape[0], -1)
-        each = np.broadcast_to(scales, len(weight))
-        q = adaptive_rounding(weight, each, second, saturation_guard=saturation_guard)
-        return np.ascontiguousarray(q.T if flip else q.reshape(array.shape))
-
-    return with_weight(tensor, work)

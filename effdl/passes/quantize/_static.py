@@ -22,8 +22,9 @@ from effdl.observe.rows import Rows
 from effdl.passes.base import Context, NodePass
 from effdl.passes.quantize._format import Format, IntType, choose, decline
 from effdl.passes.quantize._grids import feeds_silu, grids, quantized_values
-from effdl.passes.quantize._qdq import Known, QDQWriter, key_of, scales_of
-from effdl.passes.quantize._rows import round_layer, rows_of
+from effdl.passes.quantize._layers import LayerWeights
+from effdl.passes.quantize._qdq import Known, QDQWriter, key_of
+from effdl.passes.quantize._rows import rows_of
 from effdl.passes.quantize._search import Judge, better, copy_with, search_ranges
 from effdl.passes.quantize._select import (
     FOLLOWERS,
@@ -34,7 +35,7 @@ from effdl.passes.quantize._select import (
     select,
     without,
 )
-from effdl.solve.quantize import WeightMethod
+from effdl.solve.quantize import Int, WeightMethod
 from effdl.solve.ranges import Histogram, Method, select_range, silu, squared_error
 
 _OPSET = 13
@@ -114,27 +115,25 @@ class StaticQuantizer(NodePass):
             return 0
         known = Known(self._means(model, chosen, ctx) if self.bias_correction else {})
         ranges = self._ranges(chosen, form, seen, self.calibration_method)
+        made = LayerWeights(form, self.per_channel, self.weight_method)
 
         def draft(ranges: Ranges, known: Known) -> ir.Model:
             copy, picked = copy_with(model, chosen)
-            self._writer(copy, form, known).write(picked, grids(picked, ranges, form))
+            QDQWriter(copy, form, made, known).write(picked, grids(picked, ranges, form))
             return copy
 
         judge = Judge(model, held, ctx.target.threads) if held is not None and len(held) else None
         if judge is not None:
             ranges = self._search(ctx, form, chosen, seen, ranges, judge, lambda r: draft(r, known))
         if self.adaptive_rounding:
-            tried = Known(known.means, self._rounded(model, ctx, form, chosen, ranges))
+            tried = Known(known.means, self._rounded(model, ctx, form, chosen, ranges, made))
             if tried.integers and self._pays(
                 ctx, judge, draft(ranges, known), draft(ranges, tried)
             ):
                 known = tried
-        self._writer(model, form, known).write(chosen, grids(chosen, ranges, form))
+        QDQWriter(model, form, made, known).write(chosen, grids(chosen, ranges, form))
         self._tell(ctx, form, chosen)
         return len(chosen.nodes)
-
-    def _writer(self, model: ir.Model, form: Format, known: Known) -> QDQWriter:
-        return QDQWriter(model, form, self.per_channel, self.weight_method, known)
 
     def _pays(self, ctx: Context, judge: Judge | None, old: ir.Model, new: ir.Model) -> bool:
         """Whether weights rounded by their effect make the whole model better on the data held out."""
@@ -147,26 +146,26 @@ class StaticQuantizer(NodePass):
         return True
 
     def _rounded(
-        self, model: ir.Model, ctx: Context, form: Format, chosen: Selection, ranges: Ranges
-    ) -> dict[str, npt.NDArray[np.int8]]:
+        self,
+        model: ir.Model,
+        ctx: Context,
+        form: Format,
+        chosen: Selection,
+        ranges: Ranges,
+        made: LayerWeights,
+    ) -> dict[str, Int]:
         """Return the weights of the layers, rounded by what that does to their outputs."""
         assert ctx.feeds is not None
         at = grids(chosen, ranges, form)
         known = ctx.memo.setdefault("rounded", {})
         layers: dict[ir.Node, Rows] = {}
-        found: dict[str, npt.NDArray[np.int8]] = {}
+        found: dict[str, Int] = {}
         keys: dict[ir.Node, tuple[str, bytes, bool]] = {}
         for node in chosen.nodes:
             x, weight = node.inputs[0], node.inputs[1] if is_op(node, *WEIGHTED) else None
             if x is None or weight is None or shared(weight):
                 continue
-            scales = scales_of(
-                node,
-                at[x.name or ""],
-                form,
-                self.per_channel,
-                self.weight_method,
-            )
+            scales = made.scales(node, at[x.name or ""])
             rows = rows_of(node)
             keys[node] = (key_of(node), scales.tobytes(), form.saturation_guard)
             if keys[node] in known:
@@ -179,7 +178,7 @@ class StaticQuantizer(NodePass):
             if seen.rows < _ROWS_PER_INPUT * layers[node].width:
                 continue
             scales = np.frombuffer(keys[node][1], np.float32)
-            q = round_layer(node, scales, seen, form.saturation_guard, self.bias_correction)
+            q = made.adaptive(node, scales, seen, self.bias_correction)
             found[key_of(node)] = known[keys[node]] = q
         return found
 
