@@ -21,9 +21,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from effdl.graph.io import files_size
+import effdl  # noqa: F401  (before onnxruntime: switches its telemetry off)
 
-DYNAMIC = "name: one-pass\ndescription: dynamic int8 alone\npasses: [quantize_dynamic]\n"
+# isort: split
+import numpy as np
+
+from effdl.data.random import random_feeds
+from effdl.graph.io import files_size, load
+
+ALONE = "name: one-pass\ndescription: a quantizer alone\npasses: [%s]\n"
+SAMPLES = 64
+"""Random ones, for quantize_static."""
 SAMPLE_SECONDS = 0.1
 MIB = 1 << 20
 
@@ -77,6 +85,12 @@ def run(command: list[str]) -> Usage:
     return Usage(child.returncode, time.perf_counter() - start, usage.ru_maxrss * unit, heap)
 
 
+def write_samples(model: Path, goal: Path) -> None:
+    """Write random samples of a model's inputs, along the first axis."""
+    feeds = list(random_feeds(load(model), count=SAMPLES))
+    np.savez(goal, **{name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("model", type=Path, help="an .onnx file")
@@ -90,12 +104,28 @@ def main() -> int:
     )
     worst = 0
     with tempfile.TemporaryDirectory(dir=args.model.parent, prefix="measure_big.") as folder:
-        recipe = Path(folder) / "dynamic.yaml"
-        recipe.write_text(DYNAMIC)
-        for name, source in (("lossless", "lossless"), ("quantize_dynamic", str(recipe))):
+        runs: list[tuple[str, str, list[str]]] = [("lossless", "lossless", [])]
+        data = Path(folder) / "data.npz"
+        write_samples(args.model, data)
+        for name in ("quantize_dynamic", "quantize_static"):
+            recipe = Path(folder) / f"{name}.yaml"
+            recipe.write_text(ALONE % name)
+            given = ["--data", str(data)] if name == "quantize_static" else []
+            runs.append((name, str(recipe), given))
+        for name, source, given in runs:
             out = Path(folder) / f"{name}.onnx"
             used = run(
-                [args.effdl, "optimize", str(args.model), "-c", source, "-o", str(out), *options]
+                [
+                    args.effdl,
+                    "optimize",
+                    str(args.model),
+                    "-c",
+                    source,
+                    "-o",
+                    str(out),
+                    *options,
+                    *given,
+                ]
             )
             after = f"{files_size(out) / MIB:,.0f}" if out.exists() else "none"
             print(

@@ -65,7 +65,7 @@ class QDQWriter:
         self._made = made
         self._known = known or Known()
         self._grids: dict[int, tuple[ir.Value, ir.Value]] = {}
-        self._weights: dict[tuple[int, int | None, bytes, bytes], list[ir.Value]] = {}
+        self._weights: dict[tuple[int, int | None, bytes, int], list[ir.Value]] = {}
 
     def write(self, chosen: Selection, grids: Mapping[str, Grid]) -> None:
         """Insert everything for the chosen nodes; ``grids`` is by the name of the activation."""
@@ -170,7 +170,7 @@ class QDQWriter:
 
     def _weight(self, node: ir.Node, value: ir.Value, q: Int, scales: Float) -> list[ir.Value]:
         """Return integer weight, scale and zero point; users with the same needs share them."""
-        key = (id(constant_tensor(value)), self._made.axis(node), scales.tobytes(), q.tobytes())
+        key = (id(constant_tensor(value)), self._made.axis(node), scales.tobytes(), id(q))
         if key not in self._weights:
             base = value.name or "weight"
             self._weights[key] = [
