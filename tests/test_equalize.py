@@ -161,7 +161,7 @@ def test_factors_are_sane_and_their_gain_is_what_is_told(
     high[rng.random(width) < 0.1] = 0.0
     mean, weight = (low + high) / 3, rng.standard_normal((outputs_, width))
     square = mean**2 + (high - low) ** 2 / 12
-    reader = Reader(np.abs(weight), np.square(weight).sum(0))
+    reader = Reader(np.abs(weight).astype(np.float32)[None], np.square(weight).sum(0))
     found = equalize(low, high, mean, square, [reader], shift=shift)
     assert (found.factors > 0).all()
     assert np.isfinite(found.factors).all()
@@ -180,3 +180,90 @@ def test_factors_are_sane_and_their_gain_is_what_is_told(
     assert error(found.factors, found.shift) == pytest.approx(
         found.gain * before, rel=1e-6, abs=1e-12
     )
+
+
+TRAPS = {
+    "vector along the height": """<ir_version: 8, opset_import: ["": 13]>
+        g (float[N,3,10,10] x) => (float[N,5,8,8] y)
+        <float[8,3,3,3] w1, float[8] b1, float[8,1] bh, float[5,8,1,1] w2> {
+          c = Conv(x, w1, b1)  a = Add(c, bh)  y = Conv(a, w2) }""",
+    "vector of another length": """<ir_version: 8, opset_import: ["": 13]>
+        g (float[N,3,8,10] x) => (float[N,5,6,8] y)
+        <float[8,3,3,3] w1, float[8] b1, float[6,1] bh, float[5,8,1,1] w2> {
+          c = Conv(x, w1, b1)  a = Add(c, bh)  y = Conv(a, w2) }""",
+    "vector along the batch": """<ir_version: 8, opset_import: ["": 13]>
+        g (float[8,3,10] x) => (float[8,5,8] y)
+        <float[8,3,3] w1, float[8] b1, float[8,1,1] bn, float[5,8,1] w2> {
+          c = Conv(x, w1, b1)  a = Add(c, bn)  y = Conv(a, w2) }""",
+    "vector of a 1d convolution": """<ir_version: 8, opset_import: ["": 13]>
+        g (float[N,3,10] x) => (float[N,5,8] y)
+        <float[8,3,3] w1, float[8] b1, float[8,1] bc, float[5,8,1] w2, float[5] b2> {
+          c = Conv(x, w1, b1)  a = Add(c, bc)  y = Conv(a, w2, b2) }""",
+    "pool over the last axis": """<ir_version: 8, opset_import: ["": 13]>
+        g (float[N,4,12] x) => (float[N,4,5] y)
+        <float[12,16] w1, float[16,5] w2> {
+          c = MatMul(x, w1)  a = AveragePool<kernel_shape=[3], pads=[1,1]>(c)  y = MatMul(a, w2) }""",
+    "beta": """<ir_version: 8, opset_import: ["": 13]>
+        g (float[N,12] x) => (float[N,4] y)
+        <float[12,16] w1, float[16] b1, float[16,4] w2, float[4] b2> {
+          c = Gemm<alpha=0.7, beta=0.5>(x, w1, b1)  y = Gemm(c, w2, b2) }""",
+    "beta behind": """<ir_version: 8, opset_import: ["": 13]>
+        g (float[N,12] x) => (float[N,4] y)
+        <float[12,16] w1, float[16] b1, float[16,4] w2, float[4] b2> {
+          c = Gemm(x, w1, b1)  y = Gemm<alpha=3.0, beta=0.5>(c, w2, b2) }""",
+    "other outputs of a norm": """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N,6,16] x) => (float[N,6,16] n, float[N,6,8] y)
+        <float[16] s, float[16] b, float[1,8] w2, float[8] b2> {
+          n, m, d = LayerNormalization<axis=-1>(x, s, b)  q = MatMul(d, w2)  y = Add(q, b2) }""",
+    "a column widened by a sum": """<ir_version: 8, opset_import: ["": 13]>
+        g (float[N,12] x) => (float[N,4] y)
+        <float[12,1] w1, float[16] b1, float[16,4] w2> {
+          c = MatMul(x, w1)  a = Add(c, b1)  y = MatMul(a, w2) }""",
+    "captured by a branch": """<ir_version: 8, opset_import: ["": 13]>
+        g (float[N,12] x, bool k) => (float[N,4] y)
+        <float[12,16] w1, float[16] b1, float[16,4] w2> {
+          c = MatMul(x, w1)  a = Add(c, b1)
+          y = If(k) <then_branch = t () => (float[N,4] r) { r = MatMul(a, w2) },
+                     else_branch = e () => (float[N,4] s) { q = MatMul(a, w2)  s = Neg(q) }> }""",
+}
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_whatever_is_changed_computes_the_same(name: str) -> None:
+    """Graphs in which a factor or a shift would go wrong, with every gain taken."""
+    model = fill(TRAPS[name])
+    for value in model.graph.initializers.values():
+        array = np.array(constant(value))
+        if array.ndim > 1:
+            array[..., :1] *= 20.0
+            value.const_value = ir.tensor(array, name=value.name)
+    rng = np.random.default_rng(3)
+    samples = []
+    for _ in range(4):
+        feed: dict[str, np.ndarray] = {}
+        for port in model.graph.inputs:
+            assert port.shape is not None
+            shape = [4 if not isinstance(d, int) else d for d in port.shape]
+            kind = port.dtype == ir.DataType.BOOL
+            feed[port.name or ""] = (
+                np.array(True) if kind else rng.standard_normal(shape).astype(np.float32)
+            )
+        samples.append(feed)
+    after = model.clone()
+    Equalize(least_gain=0).run(after, context(Feeds(samples, "test", True)))
+    io.check(after)
+    for want, got in zip(outputs(model, samples[0]), outputs(after, samples[0]), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * float(np.abs(want).max()))
+
+
+def test_a_layer_that_is_ignored_is_not_changed() -> None:
+    model = uneven(GEMMS)
+    for number, node in enumerate(model.graph):
+        node.name = f"node{number}"
+    for name in ("node0", "node2"):
+        copy = model.clone()
+        step = Equalize(ignore=(name,))
+        assert step.run(copy, context(feeds(model))) == 0
+        assert step.candidates(copy, context()) == []
+        assert io.to_bytes(copy) == io.to_bytes(model)
+    assert Equalize(targets=("node2",)).run(model, context(feeds(model))) == 1

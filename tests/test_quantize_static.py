@@ -520,3 +520,26 @@ def test_tensorrt_takes_symmetric_pairs_at_the_inputs_of_layers() -> None:
     dynamic = context(feeds_of(model), target="tensorrt")
     assert passes.get("quantize_dynamic")().run(model.clone(), dynamic) == 0
     assert "quantize_static" in dynamic.log.skipped[0][1]
+
+
+def test_tensorrt_leaves_biases_and_plain_sums_alone() -> None:
+    model = fill(
+        """<ir_version: 8, opset_import: ["": 13]> g (float[N,40] x) => (float[N,48] y)
+        <float[40,48] w, float[48] b1, float[48] k> {
+          m = MatMul(x, w)  a = Add(m, b1)  r = Relu(a)  y = Add(r, k) }"""
+    )
+    assert QuantizeStatic().run(model, context(feeds_of(model), target="tensorrt")) == 1
+    for node in model.graph:
+        if node.op_type == "Add":
+            assert any(constant(v) is not None for v in node.inputs)
+
+
+def test_tensorrt_with_a_layer_whose_input_is_not_finite() -> None:
+    model = fill(
+        """<ir_version: 8, opset_import: ["": 13]> g (float[N,4,8,8] x) => (float[N,4,8,8] y)
+        <float[4,4,1,1] w1, float[4,4,1,1] w2> {
+          l = Log(x)  a = Conv(l, w1)  c = Conv(x, w2)  s = Add(a, x)  t = Add(a, c)  y = Add(s, t) }"""
+    )
+    ctx = context(feeds_of(model), target="tensorrt")
+    assert QuantizeStatic().run(model, ctx) >= 1
+    assert any("not finite" in reason for _, reason in ctx.log.skipped)

@@ -1,6 +1,7 @@
 """Ranges are judged by what the whole model makes of data that was held out."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -171,3 +172,45 @@ def test_rounding_that_does_not_help_held_out_data_is_not_taken() -> None:
     if told is not None:
         before, after = (float(n) for n in str(told).split(" -> "))
         assert after < before
+
+
+@pytest.mark.parametrize("group", [1, 12])
+def test_large_means_with_small_spread(group: int) -> None:
+    """Moments about the mean: in squares of single precision the spread would be lost."""
+    model = fill(
+        f"""<ir_version: 8, opset_import: ["": 13]> g (float[N,12,9,9] x) => (float[N,12,7,7] y)
+        <float[12,{12 // group},3,3] w, float[12] b> {{ c = Conv<group={group}>(x, w, b)  y = Neg(c) }}"""
+    )
+    rng = np.random.default_rng(0)
+    rows = (1000 + 0.1 * rng.standard_normal((80, 12, 9, 9))).astype(np.float32)
+    rows[:, 4:] -= 1000
+    data = Feeds([{"x": rows[k : k + 2]} for k in range(0, 80, 2)], "test", True)
+    found = {}
+    for adaptive in (False, True):
+        small = model.clone()
+        step = QuantizeStatic(adaptive_rounding=adaptive, range_search=0, targets=("Conv",))
+        step.run(small, context(data))
+        found[adaptive] = rel_l2(outputs(model, {"x": rows})[0], outputs(small, {"x": rows})[0])
+    assert found[True] <= 1.05 * found[False]
+
+
+def test_steps_with_other_types_do_not_share_rounded_weights() -> None:
+    model = fill(NET)
+    rng = np.random.default_rng(0)
+    data = Feeds(
+        [{"x": rng.standard_normal((4, 3, 12, 12)).astype(np.float32)} for _ in range(20)],
+        "t",
+        True,
+    )
+    memo: dict[object, object] = {}
+    made = []
+    for options in ({}, {"weight_type": "uint8"}, {"bias_correction": False}):
+        for shared in (memo, {}):
+            small = model.clone()
+            ctx = replace(context(data), memo=shared)
+            assert QuantizeStatic(range_search=0, **options).run(small, ctx) > 0
+            made.append(io.to_bytes(small))
+            assert np.isfinite(outputs(small, {"x": data.batches[0]["x"]})[0]).all()
+    assert made[0] == made[1]
+    assert made[2] == made[3]
+    assert made[4] == made[5]

@@ -28,16 +28,23 @@ class Moments:
     """What is known of the rows x that a layer reads.
 
     Args:
-        second: [groups, K, K], the mean of x x^T; empty where it was not asked for.
+        covariance: [groups, K, K], the mean of (x - mean) (x - mean)^T; empty where it was not asked for.
         mean: [groups, K], the mean of x.
         magnitude: [groups, K], the mean of |x|.
         rows: how many were looked at.
     """
 
-    second: npt.NDArray[np.float64]
+    covariance: npt.NDArray[np.float64]
     mean: npt.NDArray[np.float64]
     magnitude: npt.NDArray[np.float64]
     rows: int
+
+    @property
+    def second(self) -> npt.NDArray[np.float64]:
+        """[groups, K, K], the mean of x x^T."""
+        if not self.covariance.size:
+            return self.covariance
+        return self.covariance + self.mean[:, :, None] * self.mean[:, None, :]
 
 
 def moments(
@@ -106,6 +113,7 @@ class _Sums:
         self.absolute = np.zeros((groups, width))
         self.rows = 0
         self.finite = True
+        self._pivot = np.zeros((groups, 1, width), np.float32)
         self._waiting: list[npt.NDArray[np.float32]] = []
         self._most = -(-max(_LEAST_ROWS, _ROWS_PER_INPUT * width) // feeds)
 
@@ -116,8 +124,11 @@ class _Sums:
         if not np.isfinite(rows).all():
             self.finite = False
             return
+        if not self.rows:
+            self._pivot = rows.mean(1, keepdims=True)
         if self.second.size:
-            self._waiting.append(rows)
+            # About their mean: the spread of large numbers is lost in squares of single precision.
+            self._waiting.append(rows - self._pivot)
             if sum(r.shape[1] for r in self._waiting) >= self.source.width:
                 self._multiply()
         self.first += rows.sum(1, dtype=np.float64)
@@ -135,5 +146,11 @@ class _Sums:
             return None
         if self._waiting:
             self._multiply()
-        n = self.rows
-        return Moments(self.second / n, self.first / n, self.absolute / n, n)
+        n, mean = self.rows, self.first / self.rows
+        covariance = self.second / n
+        if covariance.size:
+            off = mean - self._pivot[:, 0]
+            covariance -= off[:, :, None] * off[:, None, :]
+            if not np.isfinite(covariance).all():
+                return None
+        return Moments(covariance, mean, self.absolute / n, n)

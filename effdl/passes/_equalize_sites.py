@@ -15,10 +15,8 @@ from effdl.graph.weights import Array, Names, constant, constant_tensor, replace
 from effdl.solve.equalize import Reader
 
 _NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-_ALIKE = (
-    *("Relu", "LeakyRelu", "PRelu", "Identity"),
-    *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),
-)
+_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
+_ALIKE = ("Relu", "LeakyRelu", "PRelu", "Identity", *_POOLS)
 """Ops f with f(x / s) = f(x) / s for positive s per channel."""
 _SHIFTED = ("Identity", "GlobalAveragePool")
 """Those of them with f(x - z) = f(x) - z as well."""
@@ -62,23 +60,23 @@ class Site:
 def sites(graph: ir.Graph) -> Iterator[Site]:
     """Yield every place where factors can go through, in the graph's order."""
     for node in graph:
-        for value in node.outputs:
-            readers = [use.node for use in value.uses() if use.idx == 0]
-            if (
-                not readers
-                or value.is_graph_output()
-                or len(readers) != len(list(value.uses()))
-                or not all(_is_reader(r) for r in readers)
-            ):
-                continue
-            found = _source(value)
-            if found is None:
-                continue
-            axis, divided, moved = found
-            if any(is_op(r, "Conv") != (axis == 1) for r in readers):
-                continue
-            biases = [_bias_behind(r) for r in readers]
-            yield Site(value, axis, divided, moved, tuple(readers), tuple(b for b in biases if b))
+        value = node.outputs[0]
+        readers = [use.node for use in value.uses() if use.idx == 0]
+        if (
+            not readers
+            or value.is_graph_output()
+            or len(readers) != len(list(value.uses()))
+            or not all(_is_reader(r) for r in readers)
+        ):
+            continue
+        found = _source(value)
+        if found is None:
+            continue
+        made, divided, moved = found
+        if any(is_op(r, "Conv") != (made.axis == 1) or width(r) != made.channels for r in readers):
+            continue
+        biases = tuple(b for r in readers if (b := _bias_behind(r)) is not None)
+        yield Site(value, made.axis, divided, moved, tuple(readers), biases)
 
 
 def _is_reader(node: ir.Node) -> bool:
@@ -97,39 +95,48 @@ def _own(node: ir.Node, index: int) -> Array | None:
     return constant(value)
 
 
-def _source(value: ir.Value) -> tuple[int, tuple[Slot, ...], Slot | None] | None:
-    """Return the axis of the channels, the constants that make ``value``, and the last one added."""
-    slots: list[Slot] = []
-    shifts, moved = True, None
-    node = value.producer()
-    while node is not None:
-        if node is not value.producer() and only_user(node.outputs[0]) is None:
+@dataclass(frozen=True)
+class _Made:
+    """A layer that makes channels: along ``axis`` (1 of ``rank`` axes, or -1), from its ``slots``."""
+
+    axis: int
+    rank: int
+    channels: int
+    slots: tuple[Slot, ...]
+    moved: Slot | None
+
+
+def _source(value: ir.Value) -> tuple[_Made, tuple[Slot, ...], Slot | None] | None:
+    """Return the layer that makes ``value``, the constants that take factors, the one that takes a shift."""
+    added: list[Slot] = []
+    shifts, pooled, moved = True, False, None
+    at: ir.Value | None = value
+    while True:
+        node = at.producer() if at is not None else None
+        if node is None or at is not node.outputs[0]:
+            return None
+        if at is not value and only_user(at) is None:
             return None
         if is_op(node, *_ALIKE):
             shifts = shifts and is_op(node, *_SHIFTED)
+            pooled = pooled or is_op(node, *_POOLS)
             if is_op(node, "PRelu") and constant(node.inputs[1]) is None:
                 return None
-            before = node.inputs[0]
+            at = node.inputs[0]
         elif is_op(node, "Add") and (slot := _added(node)) is not None:
-            slots.append(slot)
+            added.append(slot)
             moved = moved or (slot if shifts else None)
-            before = node.inputs[1 - slot.index]
+            at = node.inputs[1 - slot.index]
         else:
             break
-        node = before.producer() if before is not None else None
-    if node is None:
-        return None
     made = _layer(node)
-    if made is None or any(s.axis not in (made[0], -1) and made[0] == -1 for s in slots):
+    if made is None or (pooled and made.axis == -1) or not all(_fits(s, made) for s in added):
         return None
-    axis, own = made
-    if any(not _fits(s, axis) for s in slots):
-        return None
-    last = own[-1] if len(own) > 1 and shifts else None
-    return axis, (*slots, *own), moved or last
+    return made, (*added, *made.slots), moved or (made.moved if shifts else None)
 
 
 def _added(node: ir.Node) -> Slot | None:
+    """Return the vector that an Add adds, with its axis counted from the end."""
     for index in (0, 1):
         array = _own(node, index)
         if array is not None and array.ndim and array.size == max(array.shape):
@@ -137,37 +144,39 @@ def _added(node: ir.Node) -> Slot | None:
     return None
 
 
-def _fits(slot: Slot, axis: int) -> bool:
-    """Whether a vector that is added lies along the channels: the last axis, or the second of four."""
+def _fits(slot: Slot, made: _Made) -> bool:
+    """Whether a vector that is added lies along the channels."""
     array = constant(slot.node.inputs[slot.index])
-    if array is None or array.size == 1:
+    if array is None or array.size != made.channels:
         return False
-    return slot.axis == -1 if axis == -1 else slot.axis in (-2, -3, -4) and slot.axis != -1
+    if made.axis == -1:
+        return slot.axis == -1 and array.ndim <= 2
+    return slot.axis == 1 - made.rank and array.ndim <= made.rank
 
 
-def _layer(node: ir.Node) -> tuple[int, list[Slot]] | None:
-    """Return the axis of a layer's channels and its constants, the bias last."""
+def _layer(node: ir.Node) -> _Made | None:
     if is_op(node, *_NORMS):
-        slots = [Slot(node, k, 0) for k in (1, 2) if len(node.inputs) > k and node.inputs[k]]
+        slots = tuple(Slot(node, k, 0) for k in (1, 2) if len(node.inputs) > k and node.inputs[k])
         arrays = [_own(node, s.index) for s in slots]
-        if not slots or any(a is None or a.ndim != 1 for a in arrays):
+        sizes = {a.size if a is not None and a.ndim == 1 else -1 for a in arrays}
+        if len(sizes) != 1 or -1 in sizes or int_attr(node, "axis", -1) != -1:
             return None
-        if int_attr(node, "axis", -1) != -1 or len([o for o in node.outputs if list(o.uses())]) > 1:
-            return None
-        return -1, slots
+        return _Made(-1, 0, sizes.pop(), slots, slots[1] if len(slots) > 1 else None)
     if not is_op(node, "Conv", "Gemm", "MatMul"):
         return None
     weight = _own(node, 1)
     if weight is None or (not is_op(node, "Conv") and weight.ndim != 2):
         return None
     at = 0 if is_op(node, "Conv") or int_attr(node, "transB", 0) else 1
-    slots = [Slot(node, 1, at)]
+    channels = int(weight.shape[at])
+    slots, moved = (Slot(node, 1, at),), None
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = _own(node, 2)
-        if bias is None or bias.ndim != 1 or bias.size != weight.shape[at]:
+        if bias is None or bias.shape != (channels,):
             return None
-        slots.append(Slot(node, 2, 0))
-    return 1 if is_op(node, "Conv") else -1, slots
+        slots = (*slots, Slot(node, 2, 0))
+        moved = slots[1] if float_attr(node, "beta", 1.0) == 1.0 else None
+    return _Made(1 if is_op(node, "Conv") else -1, weight.ndim, channels, slots, moved)
 
 
 def _bias_behind(node: ir.Node) -> Slot | None:
@@ -176,17 +185,26 @@ def _bias_behind(node: ir.Node) -> Slot | None:
         any(ints_attr(node, "pads")) or str_attr(node, "auto_pad", "NOTSET").startswith("SAME")
     ):
         return None
+    blocks, groups = as_matrix(node)
+    outputs = blocks.shape[1] * groups
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        weight, bias = constant(node.inputs[1]), _own(node, 2)
+        bias = _own(node, 2)
         plain = float_attr(node, "alpha", 1.0) == float_attr(node, "beta", 1.0) == 1.0
-        fits = weight is not None and bias is not None and bias.ndim == 1
-        return Slot(node, 2, 0) if plain and fits and bias is not None and bias.size > 1 else None
+        fits = bias is not None and bias.shape == (outputs,)
+        return Slot(node, 2, 0) if plain and fits else None
     after = only_user(node.outputs[0])
     if is_op(node, "MatMul") and after is not None and is_op(after, "Add"):
         slot = _added(after)
-        if slot is not None and slot.axis == -1:
+        array = constant(after.inputs[slot.index]) if slot is not None else None
+        if slot is not None and array is not None and array.size == outputs and slot.axis == -1:
             return slot
     return None
+
+
+def width(node: ir.Node) -> int:
+    """Return how many channels a reader reads."""
+    blocks, groups = as_matrix(node)
+    return int(blocks.shape[2]) * groups
 
 
 def as_matrix(node: ir.Node) -> tuple[Array, int]:
@@ -202,14 +220,10 @@ def as_matrix(node: ir.Node) -> tuple[Array, int]:
 
 def reader(node: ir.Node) -> Reader:
     """Return what a reader's weights are to the search for factors."""
-    blocks, groups = as_matrix(node)
-    size = np.abs(blocks.astype(np.float64))
-    _, outputs, width, taps = blocks.shape
-    largest = np.zeros((groups, outputs, groups, width))
-    for k in range(groups):
-        largest[k, :, k] = size[k].max(2, initial=0.0)
-    square = np.square(size).sum((1, 3)).reshape(-1)
-    return Reader(largest.reshape(groups * outputs, groups * width), square, taps)
+    blocks, _ = as_matrix(node)
+    largest = np.maximum(blocks.max(3, initial=0.0), -blocks.min(3, initial=0.0))
+    square = np.square(blocks, dtype=np.float32).sum((1, 3), dtype=np.float64).reshape(-1)
+    return Reader(largest.astype(np.float32), square, blocks.shape[3])
 
 
 def apply(site: Site, factors: Factors, shift: Factors, names: Names) -> None:

@@ -8,11 +8,11 @@ from typing import ClassVar
 import onnx_ir as ir
 from pydantic import Field
 
-from effdl.graph.weights import Names
+from effdl.graph.weights import Names, constant_tensor
 from effdl.observe.channels import Channels, channels
 from effdl.passes._equalize_sites import Site, apply, reader, sites
-from effdl.passes.base import Context, NodePass
-from effdl.solve.equalize import Equalized, equalize
+from effdl.passes.base import Context, NodePass, matches
+from effdl.solve.equalize import equalize
 
 _SWEEPS = 8
 
@@ -46,7 +46,7 @@ class Equalize(NodePass):
 
     def run(self, model: ir.Model, ctx: Context) -> int:
         """Return the number of places that were changed."""
-        found = [s for s in sites(model.graph) if all(self.selected(r) for r in s.readers)]
+        found = self._sites(model)
         if not found:
             ctx.skip("model", "no layer feeds the next through what a factor passes")
             return 0
@@ -60,47 +60,69 @@ class Equalize(NodePass):
             threads=ctx.target.threads,
             max_bytes=ctx.max_bytes,
         )
-        names = Names(model)
-        gains: dict[Site, float] = {}
-        shifted: set[Site] = set()
-        for _ in range(_SWEEPS):  # what a layer gives away changes what its errors count
-            changed = False
-            for site in found:
-                known = seen.get(site.value.name or "")
-                best = self._best(site, known) if known is not None else None
-                if known is None or best is None:
-                    continue
-                apply(site, best.factors, best.shift, names)
-                seen[site.value.name or ""] = known.moved(best.factors, best.shift)
-                gains[site] = gains.get(site, 1.0) * best.gain
-                if best.shift.any():
-                    shifted.add(site)
-                changed = True
-            if not changed:
-                break
+        reasons: dict[Site, str] = {}
+        for site in found:
+            if site.value.name not in seen:
+                reasons[site] = "nothing finite was seen at its input"
+            elif sum(_bytes(r) for r in site.readers) > ctx.max_bytes:
+                reasons[site] = "its weights are more than is held at a time"
+        gains = self._even_out([s for s in found if s not in reasons], seen, Names(model))
         for site in found:
             for node in site.readers:
                 if site in gains:
-                    what = f"rounding error {gains[site]:.2g} of before"
-                    ctx.touch(node, what + (", shifted" if site in shifted else ""))
+                    ctx.touch(node, f"rounding error {gains[site]:.2g} of before")
                 else:
-                    known = seen.get(site.value.name or "")
-                    finite = "its channels are alike enough"
-                    ctx.skip(node, finite if known else "its input is not finite on the data")
+                    ctx.skip(node, reasons.get(site, "its channels are alike enough"))
         return len(gains)
 
-    def _best(self, site: Site, known: Channels) -> Equalized | None:
-        """Return factors and shift of a site, None where they gain little."""
-        found = equalize(
-            known.low,
-            known.high,
-            known.mean,
-            known.square,
-            [reader(r) for r in site.readers],
-            shift=site.shiftable,
-        )
-        return found if found.gain <= 1 - self.least_gain else None
+    def _even_out(
+        self, found: list[Site], seen: dict[str, Channels], names: Names
+    ) -> dict[Site, float]:
+        """Change the sites that gain, until none does; return what is left of the error of each.
+
+        What a layer gives away changes what its own errors count: the sites before it are looked at again.
+        """
+        gains: dict[Site, float] = {}
+        waiting = dict.fromkeys(found)
+        for _ in range(_SWEEPS * len(found)):
+            if not waiting:
+                break
+            site = next(iter(waiting))
+            del waiting[site]
+            known = seen[site.value.name or ""]
+            best = equalize(
+                known.low,
+                known.high,
+                known.mean,
+                known.square,
+                [reader(r) for r in site.readers],
+                shift=site.shiftable,
+            )
+            if best.gain > 1 - self.least_gain:
+                continue
+            apply(site, best.factors, best.shift, names)
+            seen[site.value.name or ""] = known.moved(best.factors, best.shift)
+            gains[site] = gains.get(site, 1.0) * best.gain
+            makers = {slot.node for slot in site.divided}
+            waiting |= {s: None for s in found if s is site or makers & set(s.readers)}
+        return gains
 
     def candidates(self, model: ir.Model, ctx: Context) -> list[str] | None:
         """Return the layers whose inputs may be evened out."""
-        return [r.name or r.op_type for s in sites(model.graph) for r in s.readers]
+        return [r.name or r.op_type for s in self._sites(model) for r in s.readers]
+
+    def _sites(self, model: ir.Model) -> list[Site]:
+        """Return the places where the options let every layer be changed."""
+        return [
+            s
+            for s in sites(model.graph)
+            if all(self.selected(r) for r in s.readers)
+            and not any(
+                matches(p, slot.node) for p in self.ignore for slot in (*s.divided, *s.biases)
+            )
+        ]
+
+
+def _bytes(node: ir.Node) -> int:
+    tensor = constant_tensor(node.inputs[1])
+    return 4 * tensor.size if tensor is not None else 0

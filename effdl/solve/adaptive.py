@@ -52,7 +52,8 @@ def adaptive_rounding(
         q = descend(weight, start, moments[0], grid, bounds=bounds).astype(np.int16) - _ZERO
     else:
         q = _descend_groups(weight, nearest, scales, moments, low, high)
-    better = _errors(weight, q, scales, moments) < _errors(weight, nearest, scales, moments)
+    error = _errors(weight, q, scales, moments)
+    better = (error >= 0) & (error < _errors(weight, nearest, scales, moments))
     return np.where(better[:, None], q, nearest).astype(np.int8)
 
 

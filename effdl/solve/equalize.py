@@ -33,13 +33,13 @@ class Reader:
     """A layer that reads the tensor.
 
     Args:
-        largest: [N, C], the largest magnitude of the weights of output n and channel i; 0 where they
-            are not connected.
+        largest: [groups, N / groups, C / groups], the largest magnitude of the weights of an output and a
+            channel of its group.
         square: [C], the sum of squares of the weights of a channel.
         taps: weights between an output and a channel.
     """
 
-    largest: Array
+    largest: npt.NDArray[np.float32]
     square: Array
     taps: int = 1
 
@@ -71,19 +71,22 @@ def equalize(
         if step.gain > _ENOUGH:
             break
         s, z = step.factors, step.shift
+        total = found.factors * s
+        if total.max(initial=1.0) > _MOST or total.min(initial=1.0) < 1 / _MOST:
+            break
         found = Equalized(
             found.factors * s, found.shift + found.factors * z, found.gain * step.gain
         )
         square = np.maximum(square - 2 * z * mean + z * z, 0.0) / s**2
         low, high, mean = (low - z) / s, (high - z) / s, (mean - z) / s
-        readers = [Reader(r.largest * s, r.square * s**2, r.taps) for r in readers]
+        readers = [Reader(r.largest * _spread(s, r), r.square * s**2, r.taps) for r in readers]
     return found
 
 
 def _search(
     low: Array, high: Array, mean: Array, square: Array, readers: Sequence[Reader], shift: bool
 ) -> Equalized:
-    weight = np.max([r.largest.max(0, initial=0.0) for r in readers], axis=0)
+    weight = np.max([r.largest.max(1, initial=0.0).reshape(-1) for r in readers], axis=0)
     nothing = np.zeros_like(low)
     before = _error(low, high, square, readers, np.ones_like(low))
     best = Equalized(np.ones_like(low), nothing, 1.0)
@@ -122,8 +125,14 @@ def _error(
     total = 0.0
     for reader in readers:
         total += step**2 * float((factors**2 * reader.square).sum())
-        connected = reader.largest > 0
-        rows = (reader.largest * factors).max(1, initial=0.0) / (_LEVELS // 2)
-        noise = reader.taps * (connected @ (square / factors**2))
-        total += float((rows**2 * noise).sum())
+        rows = (reader.largest * _spread(factors, reader)).max(2, initial=0.0) / (_LEVELS // 2)
+        noise = _spread(square / factors**2, reader)
+        each = np.where(reader.largest > 0, noise, np.float32(0)).sum(2, dtype=np.float64)
+        total += reader.taps * float((rows.astype(np.float64) ** 2 * each).sum())
     return total
+
+
+def _spread(numbers: Array, reader: Reader) -> npt.NDArray[np.float32]:
+    """Return numbers per channel in the layout of ``Reader.largest``."""
+    groups, _, channels = reader.largest.shape
+    return numbers.astype(np.float32).reshape(groups, 1, channels)

@@ -66,10 +66,10 @@ def choose(
     """
     if target.engine == "tensorrt":
         return Format(
-            "int8",
-            "int8",
+            activation_type or "int8",
+            weight_type,
             symmetric_activations=True,
-            saturation_guard=False,
+            saturation_guard=bool(reduce_range),
             reason="TensorRT takes symmetric int8 pairs at the inputs of layers and fuses what follows",
             explicit=True,
         )

@@ -40,7 +40,7 @@ class LayerWeights:
     """
 
     def __init__(self, form: Format, per_channel: bool, method: WeightMethod) -> None:
-        self._form = form
+        self.form = form
         self._per_channel = per_channel
         self._method = method
         self._made: dict[Any, tuple[Any, Any]] = {}
@@ -53,7 +53,7 @@ class LayerWeights:
             grid: of its input.
         """
         tensor, axis, bias = self._tensor(node), self.axis(node), bias_of(node)
-        guard = self._form.saturation_guard
+        guard = self.form.saturation_guard
 
         def make() -> Float:
             return with_weight(
@@ -63,7 +63,7 @@ class LayerWeights:
 
         scales: Float = self._once(tensor, ("scales", axis), make)
         floor = np.zeros(1, np.float32)
-        if bias is not None:
+        if bias is not None and not self.form.explicit:
             floor = bias_scale_floor(bias, float(grid.scale))
         least = floor if self._per_channel else floor.max()
         result: Float = np.maximum(scales, least).astype(np.float32)
@@ -71,7 +71,7 @@ class LayerWeights:
 
     def nearest(self, node: ir.Node, scales: Float) -> Int:
         """Return the weights rounded to nearest, in the layout of the float ones."""
-        tensor, axis, kind = self._tensor(node), self.axis(node), self._form.weight_type
+        tensor, axis, kind = self._tensor(node), self.axis(node), self.form.weight_type
         zero = self.zero(scales)
 
         def make() -> Int:
@@ -89,12 +89,10 @@ class LayerWeights:
             seen: second moments of what it reads.
             centred: whether a bias, where there is one, takes the mean error back.
         """
-        second = seen.second
-        if centred and bias_of(node) is not None:
-            second = second - seen.mean[:, :, None] * seen.mean[:, None, :]
-        second = shrunk(second, seen.rows)
+        moved = centred and bias_of(node) is not None
+        second = shrunk(seen.covariance if moved else seen.second, seen.rows)
         flip = weight_axis(node) == 1
-        guard = self._form.saturation_guard
+        guard = self.form.saturation_guard
 
         def work(array: Float) -> Int:
             weight = array.T if flip else array.reshape(array.shape[0], -1)
@@ -103,7 +101,7 @@ class LayerWeights:
             return np.ascontiguousarray(q.T if flip else q.reshape(array.shape))
 
         q = with_weight(self._tensor(node), work)
-        return (q + self.zero(scales).flat[0].astype(np.int16)).astype(self._form.weight_type)
+        return (q + self.zero(scales).flat[0].astype(np.int16)).astype(self.form.weight_type)
 
     def shift(self, node: ir.Node, q: Int, scales: Float, mean: Shift) -> Shift:
         """Return by how much the rounding of the weights moves the mean of each output, [N].
@@ -132,7 +130,7 @@ class LayerWeights:
 
     def zero(self, scales: Float) -> npt.NDArray[np.integer[Any]]:
         """Return the zero points of weights with these scales."""
-        kind = self._form.weight_type
+        kind = self.form.weight_type
         return np.full(scales.shape, 0 if kind == "int8" else 128, kind)
 
     def _tensor(self, node: ir.Node) -> ir.TensorProtocol:

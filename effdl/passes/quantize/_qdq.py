@@ -199,7 +199,10 @@ class QDQWriter:
             if array is None or value is None:
                 continue
             kind = self._form.activation_type
-            scale, zero = affine_parameters(float(array.min()), float(array.max()), kind)
+            even = self._form.symmetric_activations
+            scale, zero = affine_parameters(
+                float(array.min()), float(array.max()), kind, symmetric=even
+            )
             base = value.name or "constant"
             inputs = [
                 self._constant(f"{base}_quantized", quantize(array, scale, zero, kind)),

@@ -69,7 +69,7 @@ class Selection:
     def reads(self, node: ir.Node) -> tuple[int, ...]:
         """Indices of the inputs of a chosen node that become 8-bit.
 
-        Where the form is explicit, a sum is fused into the layer that makes one side: that side stays.
+        Where the form is explicit, a sum is fused into the convolution that makes one side: that side stays.
         """
         indices = activation_inputs(node)
         if self.explicit and is_op(node, "Add"):
@@ -80,7 +80,7 @@ class Selection:
     def _made_for(self, node: ir.Node, index: int) -> bool:
         value = node.inputs[index]
         source = value.producer() if value is not None else None
-        return is_op(source, *WEIGHTED) and source in self.nodes and only_user(value) is node
+        return is_op(source, "Conv") and source in self.nodes and only_user(value) is node
 
     def output(self, node: ir.Node) -> ir.Value:
         """The value that carries ``node``'s quantized result, behind an absorbed activation."""
@@ -214,9 +214,10 @@ def _absorb(chosen: Selection) -> None:
 
 
 def _drop_plain_sums(chosen: Selection) -> None:
-    """Take out the sums that no layer makes one side of: nothing would be fused."""
+    """Take out the sums that no convolution makes one side of: nothing would be fused."""
     for node in [n for n in chosen.nodes if is_op(n, "Add")]:
-        if len(chosen.reads(node)) == len(node.inputs):
+        sides = activation_inputs(node)
+        if len(sides) < len(node.inputs) or len(chosen.reads(node)) == len(sides):
             del chosen.nodes[node]
 
 
@@ -401,6 +402,9 @@ def without(chosen: Selection, values: set[str], reason: str) -> Selection:
             del left.nodes[node]
             left.absorbed.pop(node, None)
             left.skipped.append((node, reason))
-    if not left.explicit:
+    if left.explicit:  # a sum whose layer is gone would read what nothing is known of
+        for node in [n for n in left.nodes if left.reads(n) != chosen.reads(n)]:
+            del left.nodes[node]
+    else:
         _drop_isolated(left)
     return left

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from effdl.observe.ranges import collect
 from effdl.observe.rows import Rows
 from effdl.passes.base import Context, NodePass
 from effdl.passes.quantize._format import Format, IntType, choose, decline
-from effdl.passes.quantize._grids import feeds_silu, grids, quantized_values
+from effdl.passes.quantize._grids import Grid, feeds_silu, grids, quantized_values
 from effdl.passes.quantize._layers import LayerWeights
 from effdl.passes.quantize._qdq import Known, QDQWriter, key_of
 from effdl.passes.quantize._rows import rows_of
@@ -113,7 +113,7 @@ class StaticQuantizer(NodePass):
         _tell_skipped(chosen, ctx)
         if not chosen.nodes:
             return 0
-        known = Known(self._means(model, chosen, ctx) if self.bias_correction else {})
+        known = Known(self._means(model, chosen, feeds, ctx) if self.bias_correction else {})
         ranges = self._ranges(chosen, form, seen, self.calibration_method)
         made = LayerWeights(form, self.per_channel, self.weight_method)
 
@@ -125,13 +125,14 @@ class StaticQuantizer(NodePass):
         judge = Judge(model, held, ctx.target.threads) if held is not None and len(held) else None
         if judge is not None:
             ranges = self._search(ctx, form, chosen, seen, ranges, judge, lambda r: draft(r, known))
+        at = grids(chosen, ranges, form)
         if self.adaptive_rounding:
-            tried = Known(known.means, self._rounded(model, ctx, form, chosen, ranges, made))
+            tried = Known(known.means, self._rounded(model, ctx, chosen, feeds, at, made))
             if tried.integers and self._pays(
                 ctx, judge, draft(ranges, known), draft(ranges, tried)
             ):
                 known = tried
-        QDQWriter(model, form, made, known).write(chosen, grids(chosen, ranges, form))
+        QDQWriter(model, form, made, known).write(chosen, at)
         self._tell(ctx, form, chosen)
         return len(chosen.nodes)
 
@@ -149,38 +150,33 @@ class StaticQuantizer(NodePass):
         self,
         model: ir.Model,
         ctx: Context,
-        form: Format,
         chosen: Selection,
-        ranges: Ranges,
+        feeds: Feeds,
+        at: Mapping[str, Grid],
         made: LayerWeights,
     ) -> dict[str, Int]:
         """Return the weights of the layers, rounded by what that does to their outputs."""
-        assert ctx.feeds is not None
-        at = grids(chosen, ranges, form)
-        known = ctx.memo.setdefault("rounded", {})
+        known = ctx.memo.setdefault(("rounded", len(feeds), self.bias_correction), {})
         layers: dict[ir.Node, Rows] = {}
-        found: dict[str, Int] = {}
-        keys: dict[ir.Node, tuple[str, bytes, bool]] = {}
+        keys: dict[ir.Node, tuple[Any, ...]] = {}
         for node in chosen.nodes:
-            x, weight = node.inputs[0], node.inputs[1] if is_op(node, *WEIGHTED) else None
-            if x is None or weight is None or shared(weight):
+            weight = node.inputs[1] if is_op(node, *WEIGHTED) else None
+            if weight is None or shared(weight):
                 continue
-            scales = made.scales(node, at[x.name or ""])
+            scales = made.scales(node, at[_read(node)])
             rows = rows_of(node)
-            keys[node] = (key_of(node), scales.tobytes(), form.saturation_guard)
-            if keys[node] in known:
-                found[key_of(node)] = known[keys[node]]
-            elif rows is not None:
+            keys[node] = (key_of(node), made.form, made.axis(node), scales.tobytes())
+            if keys[node] not in known and rows is not None:
                 layers[node] = rows
+                known[keys[node]] = None  # what cannot be told is not asked for again
         for node, seen in moments(
-            model, layers, ctx.feeds, threads=ctx.target.threads, max_bytes=ctx.max_bytes
+            model, layers, feeds, threads=ctx.target.threads, max_bytes=ctx.max_bytes
         ):
-            if seen.rows < _ROWS_PER_INPUT * layers[node].width:
-                continue
-            scales = np.frombuffer(keys[node][1], np.float32)
-            q = made.adaptive(node, scales, seen, self.bias_correction)
-            found[key_of(node)] = known[keys[node]] = q
-        return found
+            if seen.rows >= _ROWS_PER_INPUT * layers[node].width:
+                scales = made.scales(node, at[_read(node)])
+                known[keys[node]] = made.adaptive(node, scales, seen, self.bias_correction)
+        found = {key_of(n): known.get(key) for n, key in keys.items()}
+        return {name: q for name, q in found.items() if q is not None}
 
     def _histograms(
         self, model: ir.Model, names: list[str], feeds: Feeds, ctx: Context
@@ -246,12 +242,11 @@ class StaticQuantizer(NodePass):
         return found.ranges
 
     def _means(
-        self, model: ir.Model, chosen: Selection, ctx: Context
+        self, model: ir.Model, chosen: Selection, feeds: Feeds, ctx: Context
     ) -> dict[str, npt.NDArray[np.float64]]:
         """Return the mean of what each layer with a bias reads."""
-        assert ctx.feeds is not None
         layers: dict[ir.Node, Rows] = {}
-        known = ctx.memo.setdefault("means", {})
+        known = ctx.memo.setdefault(("means", len(feeds)), {})
         for node in chosen.nodes:
             rows = rows_of(node) if is_op(node, *WEIGHTED) and len(node.inputs) > 2 else None
             if rows is not None:
@@ -260,7 +255,7 @@ class StaticQuantizer(NodePass):
         found = moments(
             model,
             new,
-            ctx.feeds,
+            feeds,
             second=False,
             threads=ctx.target.threads,
             max_bytes=ctx.max_bytes,
@@ -322,6 +317,10 @@ class StaticQuantizer(NodePass):
         ctx.note("weight_type", form.weight_type)
         ctx.note("format_reason", form.reason)
         ctx.note("calibration_method", self.calibration_method)
+
+
+def _read(node: ir.Node) -> str:
+    return (node.inputs[0].name or "") if node.inputs[0] is not None else ""
 
 
 def _loss(histogram: Histogram, ends: tuple[float, float]) -> float:
