@@ -51,7 +51,10 @@ class Equalize(NodePass):
             ctx.skip("model", "no layer feeds the next through what a factor passes")
             return 0
         if ctx.feeds is None or not len(ctx.feeds):
-            ctx.skip("model", "the sizes of channels are not known: --data FILE.npz")
+            for node in (r for s in found for r in s.readers):
+                ctx.skip(
+                    node, "how large its channels are only data tells: optimize --data FILE.npz"
+                )
             return 0
         seen = channels(
             model,
