@@ -9,7 +9,7 @@ import pytest
 
 from effdl.data.feeds import Feeds
 from effdl.graph import io
-from effdl.passes.quantize import _select
+from effdl.passes.quantize import _select, _static
 from effdl.passes.quantize._search import Judge, search_ranges
 from effdl.passes.quantize.static import QuantizeStatic
 from tests.support import context, from_text, outputs, rel_l2
@@ -76,6 +76,15 @@ g (float[N,3,12,12] x) => (float[N,8] y)
 }"""
 
 
+def pictures(count: int, batch: int = 1, seed: int = 0) -> Feeds:
+    """Random inputs of NET."""
+    rng = np.random.default_rng(seed)
+    shape = (batch, 3, 12, 12)
+    return Feeds(
+        [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(count)], "t", True
+    )
+
+
 def test_a_network_with_rare_large_values() -> None:
     """The squared error of a tensor clips what decides the output; the search sees that."""
     model = fill(NET)
@@ -102,12 +111,7 @@ def test_a_network_with_rare_large_values() -> None:
 
 def test_bytes_are_the_same_each_time() -> None:
     model = fill(NET)
-    rng = np.random.default_rng(3)
-    feeds = Feeds(
-        [{"x": rng.standard_normal((1, 3, 12, 12)).astype(np.float32)} for _ in range(12)],
-        "t",
-        True,
-    )
+    feeds = pictures(12, seed=3)
     made = []
     for _ in range(2):
         after = model.clone()
@@ -158,20 +162,24 @@ def test_weights_are_rounded_by_what_that_does_to_the_outputs(
     assert found[True] < (0.97 if guard else 1.0) * found[False]  # activations round as well
 
 
-def test_rounding_that_does_not_help_held_out_data_is_not_taken() -> None:
-    model = fill(NET)
-    rng = np.random.default_rng(0)
-    data = Feeds(
-        [{"x": rng.standard_normal((2, 3, 12, 12)).astype(np.float32)} for _ in range(20)],
-        "t",
-        True,
-    )
-    ctx = context(data)
-    assert QuantizeStatic().run(model, ctx) > 0
-    told = ctx.log.notes.get("rounding_error")
-    if told is not None:
-        before, after = (float(n) for n in str(told).split(" -> "))
-        assert after < before
+def test_rounding_that_does_not_help_held_out_data_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    smooth = [{"x": f["x"].cumsum(-1).cumsum(-2) / 4} for f in pictures(60, batch=4)]
+    data = Feeds(smooth, "correlated, as real pictures are", True)
+    found = {}
+    for way in ("helps", "does not help", "off"):
+        if way == "does not help":
+            monkeypatch.setattr(_static, "better", lambda error, than: False)
+        model, ctx = fill(NET), context(data)
+        assert QuantizeStatic(adaptive_rounding=way != "off").run(model, ctx) > 0
+        found[way] = io.to_bytes(model)
+        told = ctx.log.notes.get("rounding_error")
+        assert (told is not None) == (way == "helps")
+        if told is not None:
+            before, after = (float(n) for n in str(told).split(" -> "))
+            assert after < before
+    assert found["does not help"] == found["off"] != found["helps"]
 
 
 @pytest.mark.parametrize("group", [1, 12])
@@ -196,12 +204,7 @@ def test_large_means_with_small_spread(group: int) -> None:
 
 def test_steps_with_other_types_do_not_share_rounded_weights() -> None:
     model = fill(NET)
-    rng = np.random.default_rng(0)
-    data = Feeds(
-        [{"x": rng.standard_normal((4, 3, 12, 12)).astype(np.float32)} for _ in range(20)],
-        "t",
-        True,
-    )
+    data = pictures(20, batch=4)
     memo: dict[object, object] = {}
     made = []
     for options in ({}, {"weight_type": "uint8"}, {"bias_correction": False}):

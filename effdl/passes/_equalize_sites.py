@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from effdl.graph.walk import float_attr, int_attr, ints_attr, is_op, only_user, str_attr
 from effdl.graph.weights import Array, Names, constant, constant_tensor, replace_weight, shared
+from effdl.passes.quantize._scaling import NORMS
 from effdl.solve.equalize import Reader
 
-_NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 _ALIKE = ("Relu", "LeakyRelu", "PRelu", "Identity", *_POOLS)
 """Ops f with f(x / s) = f(x) / s for positive s per channel."""
@@ -155,7 +155,7 @@ def _fits(slot: Slot, made: _Made) -> bool:
 
 
 def _layer(node: ir.Node) -> _Made | None:
-    if is_op(node, *_NORMS):
+    if is_op(node, *NORMS):
         slots = tuple(Slot(node, k, 0) for k in (1, 2) if len(node.inputs) > k and node.inputs[k])
         arrays = [_own(node, s.index) for s in slots]
         sizes = {a.size if a is not None and a.ndim == 1 else -1 for a in arrays}

@@ -73,7 +73,7 @@ class QDQWriter:
         at = {v: grids[v.name or ""] for v in values}
         for node in chosen.nodes:  # before any input is redirected, so that names are the model's
             if is_op(node, *WEIGHTED):
-                self._layer(node, at[_input(node)])
+                self._layer(node, at[input_of(node)])
             elif is_op(node, *BINARY):
                 self._constant_operands(node)
         readers = {v: chosen.consumers(v) for v in values}
@@ -216,7 +216,8 @@ class QDQWriter:
             node.replace_input_with(index, dq.outputs[0])
 
 
-def _input(node: ir.Node) -> ir.Value:
+def input_of(node: ir.Node) -> ir.Value:
+    """Return the activation that a layer reads."""
     value = node.inputs[0]
     if value is None:
         raise ValueError(f"{node.name}: no input")

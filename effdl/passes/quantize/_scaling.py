@@ -11,7 +11,7 @@ import onnx_ir as ir
 from effdl.graph.walk import is_op
 from effdl.graph.weights import Names, add_initializer, constant
 
-_NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 
 
 def norm_before(value: ir.Value, readers: Collection[ir.Node]) -> ir.Node | None:
@@ -24,7 +24,7 @@ def norm_before(value: ir.Value, readers: Collection[ir.Node]) -> ir.Node | None
     node = value.producer()
     if (
         node is None
-        or not is_op(node, *_NORMS)
+        or not is_op(node, *NORMS)
         or value is not node.outputs[0]
         or value.is_graph_output()
     ):

@@ -23,7 +23,7 @@ from effdl.passes.base import Context, NodePass
 from effdl.passes.quantize._format import Format, IntType, choose, decline
 from effdl.passes.quantize._grids import Grid, feeds_silu, grids, quantized_values
 from effdl.passes.quantize._layers import LayerWeights
-from effdl.passes.quantize._qdq import Known, QDQWriter, key_of
+from effdl.passes.quantize._qdq import Known, QDQWriter, input_of, key_of
 from effdl.passes.quantize._rows import rows_of
 from effdl.passes.quantize._search import Judge, better, copy_with, search_ranges
 from effdl.passes.quantize._select import (
@@ -163,7 +163,7 @@ class StaticQuantizer(NodePass):
             weight = node.inputs[1] if is_op(node, *WEIGHTED) else None
             if weight is None or shared(weight):
                 continue
-            scales = made.scales(node, at[_read(node)])
+            scales = made.scales(node, at[input_of(node).name or ""])
             rows = rows_of(node)
             keys[node] = (key_of(node), made.form, made.axis(node), scales.tobytes())
             if keys[node] not in known and rows is not None:
@@ -173,7 +173,7 @@ class StaticQuantizer(NodePass):
             model, layers, feeds, threads=ctx.target.threads, max_bytes=ctx.max_bytes
         ):
             if seen.rows >= _ROWS_PER_INPUT * layers[node].width:
-                scales = made.scales(node, at[_read(node)])
+                scales = made.scales(node, at[input_of(node).name or ""])
                 known[keys[node]] = made.adaptive(node, scales, seen, self.bias_correction)
         found = {key_of(n): known.get(key) for n, key in keys.items()}
         return {name: q for name, q in found.items() if q is not None}
@@ -317,10 +317,6 @@ class StaticQuantizer(NodePass):
         ctx.note("weight_type", form.weight_type)
         ctx.note("format_reason", form.reason)
         ctx.note("calibration_method", self.calibration_method)
-
-
-def _read(node: ir.Node) -> str:
-    return (node.inputs[0].name or "") if node.inputs[0] is not None else ""
 
 
 def _loss(histogram: Histogram, ends: tuple[float, float]) -> float:
