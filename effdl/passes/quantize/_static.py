@@ -16,6 +16,7 @@ from effdl.errors import DataError, ModelError
 from effdl.graph.versions import convert_opset
 from effdl.graph.walk import is_op, opset
 from effdl.graph.weights import shared
+from effdl.observe.layers import rows_of
 from effdl.observe.moments import moments
 from effdl.observe.ranges import collect
 from effdl.observe.rows import Rows
@@ -24,7 +25,6 @@ from effdl.passes.quantize._format import Format, IntType, choose, decline
 from effdl.passes.quantize._grids import Grid, feeds_silu, grids, quantized_values
 from effdl.passes.quantize._layers import LayerWeights
 from effdl.passes.quantize._qdq import Known, QDQWriter, input_of, key_of
-from effdl.passes.quantize._rows import rows_of
 from effdl.passes.quantize._search import Judge, better, copy_with, search_ranges
 from effdl.passes.quantize._select import (
     FOLLOWERS,

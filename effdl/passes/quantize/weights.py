@@ -15,10 +15,10 @@ from pydantic import Field
 from effdl.graph.shapes import infer
 from effdl.graph.walk import float_attr, int_attr, is_op
 from effdl.graph.weights import Names, constant_tensor, shared
+from effdl.observe.layers import rows_of
 from effdl.observe.moments import Moments, moments
 from effdl.passes.base import Context, NodePass
 from effdl.passes.quantize._nbits import BlockWriter
-from effdl.passes.quantize._rows import rows_of
 from effdl.passes.quantize._scaling import divide, norm_before
 from effdl.passes.quantize._select import choose_nodes
 from effdl.passes.quantize._weights import with_weight
