@@ -52,14 +52,17 @@ class Rows:
         """
         data = np.asarray(array, np.float32)
         if self.window is None:
-            rows = data.reshape(-1, self.width)
-            return rows[:: _step(rows.shape[0], most)][None]
+            return self.every(data.reshape(-1, self.width), most)[None]
         patches = _patches(data, self.window, most)
         count, channels = patches.shape[:2]
         grouped = patches.reshape(count, self.groups, channels // self.groups, -1)
         return np.ascontiguousarray(
             grouped.reshape(count, self.groups, self.width).transpose(1, 0, 2)
         )
+
+    def every(self, places: Floats, most: int) -> Floats:
+        """Return those of [places, ...] that ``take`` returns the rows of."""
+        return places[:: _step(len(places), most)]
 
 
 def _step(count: int, most: int) -> int:

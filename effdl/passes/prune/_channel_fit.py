@@ -1,0 +1,109 @@
+"""Lets the layers of a pruned model make up for what is gone, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from effdl.data.feeds import Feeds
+from effdl.graph.cost import model_cost
+from effdl.graph.weights import Names
+from effdl.observe.pairs import Pair, pairs
+from effdl.passes.prune._layer_form import LayerForm, layer_form
+from effdl.solve.refit import refit
+
+Mask = npt.NDArray[np.bool_]
+Kept = dict[tuple[str, int], Mask]
+"""What is left of the axes of the values of the old model, by name and axis, counted from either end."""
+_MACS = 2e13
+"""Multiply-accumulates that all the runs together may take: some minutes of two cores."""
+_LEAST_SWEEPS = 4
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What became of one layer: relative error of its output on held-out rows."""
+
+    node: ir.Node
+    before: float
+    after: float
+
+
+def fit(
+    old: ir.Model,
+    new: ir.Model,
+    kept: Kept,
+    feeds: Feeds,
+    *,
+    threads: int,
+    max_bytes: int,
+) -> list[Fitted]:
+    """Fit every layer behind the first change to what it put out in the old model.
+
+    Layers are taken in order, so that each sees what the fitted layers before it give. Models that take long
+    to run are fitted a few layers at a time.
+
+    Args:
+        old: the model before pruning.
+        new: the pruned one; its weights and biases are changed.
+        kept: see ``Kept``.
+        feeds: calibration samples.
+        threads: intra-op threads, 0 for ONNX Runtime's choice.
+        max_bytes: that the moments of the layers of one sweep may take.
+    """
+    names, done = Names(new), list[Fitted]()
+    forms = [f for n in _behind(new, kept) if (f := layer_form(n)) is not None]
+    forms = [f for f in forms if f.takes_bias]
+    for group in _sweeps(forms, old, len(feeds), max_bytes):
+        layers = {form.node: _pair(form, kept) for form in group}
+        by_node = {form.node: form for form in group}
+        for node, seen, held in pairs(old, new, layers, feeds, threads=threads):
+            form = by_node[node]
+            found = refit(form.weight(), seen, held)
+            form.write(found.weight, found.bias, names)
+            done.append(Fitted(node, found.before, found.after))
+    return done
+
+
+def _behind(model: ir.Model, kept: Mapping[tuple[str, int], Mask]) -> Iterator[ir.Node]:
+    """Yield the nodes that see something that changed."""
+    changed = {name for name, _ in kept}
+    for node in model.graph:
+        if any(v is not None and v.name in changed for v in node.inputs):
+            changed.update(o.name or "" for o in node.outputs)
+            yield node
+
+
+def _pair(form: LayerForm, kept: Kept) -> Pair:
+    target = form.total if form.total is not None else form.result
+    return Pair(
+        form.rows,
+        target.name or "",
+        form.axis,
+        kept.get((target.name or "", form.axis)),
+        (form.beside.name or "") if form.beside is not None else "",
+    )
+
+
+def _sweeps(
+    forms: Sequence[LayerForm], old: ir.Model, feeds: int, max_bytes: int
+) -> Iterator[list[LayerForm]]:
+    """Cut the layers into as many groups as there is time to run the models for."""
+    macs = max(1, model_cost(old).macs or 1) * 2 * feeds
+    sweeps = min(len(forms), max(_LEAST_SWEEPS, round(_MACS / macs)))
+    size = -(-len(forms) // max(1, sweeps))
+    group: list[LayerForm] = []
+    used = 0
+    for form in forms:
+        need = 32 * form.rows.groups * form.rows.width**2
+        if group and (len(group) >= size or used + need > max_bytes):
+            yield group
+            group, used = [], 0
+        group.append(form)
+        used += need
+    if group:
+        yield group
