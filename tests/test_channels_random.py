@@ -47,13 +47,18 @@ def test_random_graphs_have_channels_to_remove() -> None:
     assert COUNTED["free"] > 5
 
 
-MODELS = ["cifar_resnet20", "cifar_vgg", "mnist_selfattn", "mnist_winml", "mobilenetv2_fp32_from_qdq", "nnsplit_en", "seg_pan_mbv3s", "squeezenet_fp32_from_fp16", "ultraface_rfb320", "voice_commands", "yolox_nano"]
-NONE = ["dtln_1", "mobilenetv2_qdq_int8", "silero_vad", "tract_qlstm", "tract_xgb_classifier"]
+SOME = """
+cifar_resnet20 cifar_vgg mnist_selfattn mnist_winml mobilenetv2_fp32_from_qdq nnsplit_en seg_pan_mbv3s
+squeezenet_fp32_from_fp16 ultraface_rfb320 voice_commands yolox_nano
+"""
+NONE = """
+dtln_1 mobilenetv2_qdq_int8 silero_vad tract_qlstm tract_xgb_classifier
+"""
 """Models all of whose channels are states, quantized, or inside branches."""
 
 
 @needs_shared
-@pytest.mark.parametrize("name", [*MODELS, *NONE])
+@pytest.mark.parametrize("name", [*SOME.split(), *NONE.split()])
 def test_real_models(name: str) -> None:
     assert SHARED is not None
     model = io.load(SHARED / "models" / f"{name}.onnx")
@@ -61,5 +66,5 @@ def test_real_models(name: str) -> None:
     clean(model)
     target = parse_target("cpu")
     feed = verification_feeds(model, None, dims={}, seed=0, target=target).batches[0]
-    found = check(model, feed, atol=1e-4 if name == "seg_pan_mbv3s" else 1e-5, most=8)
-    assert bool([g for g in found.free if len(g) > 1]) == (name in MODELS)
+    found = check(model, feed, atol=1e-4 if name == "seg_pan_mbv3s" else 1e-5, most=4)
+    assert bool([g for g in found.free if len(g) > 1]) == (name in SOME.split())
