@@ -231,7 +231,7 @@ def output_error(weight: Float, rounded: Float, moments: Float) -> float:
     return error / size if size > 0 else 0.0
 
 
-def _inverse_factor(h: Float) -> npt.NDArray[np.float64]:
+def inverse_factor(h: Float) -> npt.NDArray[np.float64]:
     """Return the upper Cholesky factor of the inverse; a matrix that is not positive gets more damping."""
     size = max(float(np.mean(np.abs(np.diag(h)))), _TINY)
     for damping in (0.0, 0.1, 1.0, 10.0):
@@ -273,7 +273,7 @@ def gptq(weight: Float, moments: Float, grid: Grid, bounds: Bounds | None = None
     work[dead] = 0.0
     h[np.diag_indices(inputs)] += _DAMPING * float(np.mean(np.diag(h)))
     order = np.argsort(-np.diag(h), kind="stable")
-    upper = _inverse_factor(h[np.ix_(order, order)])
+    upper = inverse_factor(h[np.ix_(order, order)])
     scale, zero = (np.ascontiguousarray(a.T[order], np.float64) for a in grid.wide(inputs))
     low, high = _limits(bounds, grid, order)
     work = work[order]
