@@ -9,13 +9,14 @@ come are moved to where they make up for it best. Zeros of W stay zeros.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from effdl.solve.blocks import inverse_factor
+from effdl.solve.sparse_pattern import Blocks, Pattern
 from effdl.solve.sparsity import Mask, find_cut, keep_above
 
 Float = npt.NDArray[np.floating[Any]]
@@ -23,61 +24,6 @@ Doubles = npt.NDArray[np.float64]
 _DAMPING = 0.01
 """Share of the mean second moment that is added to all, so that the inverse exists."""
 _PANEL = 128
-_STEPS = 60
-_ENOUGH = 1e-8
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Blocks of weights become zero together; single weights are blocks of 1 x 1.
-
-    Args:
-        height: outputs of a block; those at the lower edge may be smaller.
-        width: inputs of a block; those at the right edge may be smaller.
-    """
-
-    height: int = 1
-    width: int = 1
-
-    def sums(self, values: Doubles) -> Doubles:
-        """Return the mean of [N, K] values in every block, [ceil(N / height), ceil(K / width)]."""
-        if self.height == self.width == 1:
-            return values
-        rows = np.arange(0, values.shape[0], self.height)
-        columns = np.arange(0, values.shape[1], self.width)
-        sums = np.add.reduceat(np.add.reduceat(values, rows, axis=0), columns, axis=1)
-        heights = np.diff(np.append(rows, values.shape[0]))
-        widths = np.diff(np.append(columns, values.shape[1]))
-        means: Doubles = sums / np.outer(heights, widths)
-        return means
-
-    def spread(self, chosen: Mask, shape: tuple[int, ...]) -> Mask:
-        """Return the mask [N, K] of the elements of the blocks chosen."""
-        wide: Mask = np.repeat(np.repeat(chosen, self.height, axis=0), self.width, axis=1)
-        return wide[: shape[0], : shape[1]]
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Of every m consecutive inputs, n stay.
-
-    Args:
-        n, m: see above; of a shorter group of r inputs at the end of a run ``ceil(r * n / m)`` stay.
-        run: inputs after which groups start anew, a divisor of K.
-    """
-
-    n: int
-    m: int
-    run: int
-
-    def bounds(self, inputs: int) -> list[tuple[int, int, int]]:
-        """Return start, end and the number to drop of every group."""
-        found = []
-        for first in range(0, inputs, self.run):
-            for start in range(first, first + self.run, self.m):
-                end = min(start + self.m, first + self.run)
-                found.append((start, end, (end - start) - -(-(end - start) * self.n // self.m)))
-        return found
 
 
 @dataclass(frozen=True)
@@ -131,7 +77,7 @@ def wanda_scores(weight: Float, second: Float) -> Doubles:
     return scores
 
 
-def sweep(weight: Float, known: Curvature, pattern: Blocks | Groups, counts: Sequence[int]) -> Doubles:
+def sweep(weight: Float, known: Curvature, pattern: Pattern, counts: Sequence[int]) -> Doubles:
     """Return the weights with zeros, the others moved to make up for them, [N, K].
 
     Args:
@@ -142,23 +88,33 @@ def sweep(weight: Float, known: Curvature, pattern: Blocks | Groups, counts: Seq
 
     Source: Frantar and Alistarh 2023, "SparseGPT", algorithm 1.
     """
-    work = np.array(weight.T, np.float64, order="C")  # a row per input: what is worked on lies together
+    work = np.array(
+        weight.T, np.float64, order="C"
+    )  # a row per input: what is worked on lies together
     work[known.dead] = 0.0
     zero = work == 0
     upper = known.factor
     for (start, end), count in zip(panels(pattern, len(work)), counts, strict=True):
         part = work[start:end]
         if isinstance(pattern, Blocks):
-            drop = _blocks_to_drop(part, zero[start:end], upper[start:end, start:end], pattern, count)
+            drop = _blocks_to_drop(
+                part, zero[start:end], upper[start:end, start:end], pattern, count
+            )
             groups = {}
         else:
             drop = zero[start:end].copy()
-            groups = {a - start: (b - start, n) for a, b, n in pattern.bounds(len(work)) if start <= a < end}
+            groups = {
+                a - start: (b - start, n)
+                for a, b, n in pattern.bounds(len(work))
+                if start <= a < end
+            }
         errors = np.zeros_like(part)
         for k in range(end - start):
             if k in groups:
-                last, count = groups[k]
-                _drop_in_group(part[k:last], drop[k:last], np.diag(upper)[start + k : start + last], count)
+                last, some = groups[k]
+                _drop_in_group(
+                    part[k:last], drop[k:last], np.diag(upper)[start + k : start + last], count
+                )
             here = drop[k]
             if here.any():
                 error = np.where(here, part[k], 0.0) / upper[start + k, start + k]
@@ -170,7 +126,7 @@ def sweep(weight: Float, known: Curvature, pattern: Blocks | Groups, counts: Seq
     return np.ascontiguousarray(work.T)
 
 
-def panels(pattern: Blocks | Groups, inputs: int) -> list[tuple[int, int]]:
+def panels(pattern: Pattern, inputs: int) -> list[tuple[int, int]]:
     """Return start and end of the panels that ``sweep`` works on: whole blocks, or whole groups."""
     if isinstance(pattern, Blocks):
         step = max(_PANEL // pattern.width, 1) * pattern.width
@@ -185,12 +141,7 @@ def panels(pattern: Blocks | Groups, inputs: int) -> list[tuple[int, int]]:
 def _blocks_to_drop(part: Doubles, zero: Mask, upper: Doubles, pattern: Blocks, count: int) -> Mask:
     scores = np.square(part) / np.square(np.diag(upper))[:, None]
     scores[zero] = 0.0
-    means = pattern.sums(scores.T)
-    drop = np.zeros(means.size, bool)
-    if count:
-        drop[np.argsort(means, axis=None, kind="stable")[:count]] = True
-    spread = pattern.spread(drop.reshape(means.shape), (part.shape[1], part.shape[0]))
-    return spread.T | zero
+    return replace(pattern, outputs=part.shape[1]).drop(scores.T, count).T | zero
 
 
 def _drop_in_group(part: Doubles, drop: Mask, diagonal: Doubles, count: int) -> None:
@@ -200,55 +151,16 @@ def _drop_in_group(part: Doubles, drop: Mask, diagonal: Doubles, count: int) -> 
     np.put_along_axis(drop, order, True, axis=0)
 
 
-def refit(
-    weight: Float, start: Float, second: Float, *, steps: int = _STEPS, damping: float = _DAMPING
-) -> Doubles:
-    """Return the weights on the support of ``start`` that change the outputs least, shrunk towards W.
-
-    Minimises tr(D H D^T) + lam |D|^2 with D = V - W over V that are zero where ``start`` is, every output by
-    itself, by conjugate gradients with the diagonal as preconditioner: the error never grows.
-
-    Args:
-        weight: W, [N, K].
-        start: weights to start from, [N, K]; zeros stay zeros.
-        second: H, [K, K].
-        steps: of the iteration, at most.
-        damping: lam as a share of the mean of H's diagonal.
-    """
-    h = np.array(second, np.float64)
-    h[np.diag_indices(len(h))] += damping * (float(np.mean(np.diag(h))) or 1.0)
-    kept = np.asarray(start) != 0
-    found = np.array(start, np.float64)
-    scale = 1.0 / np.diag(h)
-    residual = np.where(kept, (np.asarray(weight, np.float64) - found) @ h, 0.0)
-    first = float(np.square(residual).sum())
-    conjugate = residual * scale
-    product = np.einsum("nk,nk->n", residual, conjugate)
-    for _ in range(steps):
-        if float(np.square(residual).sum()) <= _ENOUGH**2 * first or not product.any():
-            break
-        image = np.where(kept, conjugate @ h, 0.0)
-        curve = np.einsum("nk,nk->n", conjugate, image)
-        length = np.divide(product, curve, out=np.zeros_like(product), where=curve > 0)[:, None]
-        found += length * conjugate
-        residual -= length * image
-        scaled = residual * scale
-        after = np.einsum("nk,nk->n", residual, scaled)
-        turn = np.divide(after, product, out=np.zeros_like(product), where=product > 0)[:, None]
-        conjugate = scaled + turn * conjugate
-        product = after
-    return found
-
-
 def quotas(scores: Sequence[Doubles], pattern: Blocks, count: int) -> list[list[int]]:
     """Return how many blocks of each panel of each matrix are among the ``count`` lowest of all.
 
     Args:
         scores: of the weights, [N, K] each.
-        pattern: whose blocks are counted.
+        pattern: whose blocks are counted; its outputs are those of all matrices.
         count: of the blocks of all matrices that become zero.
     """
-    means = [pattern.sums(s).astype(np.float32) for s in scores]
+    parts = [replace(pattern, outputs=len(s)) for s in scores]
+    means = [part.means(s) for part, s in zip(parts, scores, strict=True)]
     cut = find_cut(lambda: means, count)
     found = []
     for s, mean in zip(scores, means, strict=True):
