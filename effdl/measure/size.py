@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from effdl.graph.io import data_files
 
 LEVEL = 3
@@ -22,6 +25,14 @@ def zstd_size(path: Path) -> int:
         path: the ``.onnx`` file.
     """
     return sum(_file_size(f) for f in (path, *data_files(path)))
+
+
+def zstd_bytes(array: npt.NDArray[np.generic]) -> int:
+    """Return the bytes of a constant after zstd at level 3."""
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    compressor = _zstd().ZstdCompressor(level=LEVEL)
+    parts = (flat[i : i + _CHUNK] for i in range(0, flat.size, _CHUNK))
+    return sum(len(compressor.compress(p.tobytes())) for p in parts) + len(compressor.flush())
 
 
 def _file_size(path: Path) -> int:

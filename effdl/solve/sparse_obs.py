@@ -113,7 +113,7 @@ def sweep(weight: Float, known: Curvature, pattern: Pattern, counts: Sequence[in
             if k in groups:
                 last, some = groups[k]
                 _drop_in_group(
-                    part[k:last], drop[k:last], np.diag(upper)[start + k : start + last], count
+                    part[k:last], drop[k:last], np.diag(upper)[start + k : start + last], some
                 )
             here = drop[k]
             if here.any():
