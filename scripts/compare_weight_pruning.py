@@ -79,10 +79,12 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["cifar_resnet20", "cifar_vgg"])
     parser.add_argument("--sparsity", nargs="*", type=float, default=[0.5, 0.7, 0.8, 0.9])
     parser.add_argument("--ways", nargs="*", default=list(WAYS), help="rows of the table")
-    parser.add_argument("--test", type=int, default=10_000, help="images to test with")
+    parser.add_argument(
+        "--test", type=int, default=10_000, help="images to test with, spread over all"
+    )
     parser.add_argument("--batch", type=int, default=20, help="calibration images of a feed")
     args = parser.parse_args()
-    images, labels = (a[: args.test] for a in cifar_test())
+    images, labels = (a[:: len(a) // args.test] for a in cifar_test())
     calibration = cifar_calibration()
     batches = [calibration[i : i + args.batch] for i in range(0, len(calibration), args.batch)]
     data = (Feeds(tuple({"image": b} for b in batches), "cifar", True), images, labels)

@@ -65,7 +65,9 @@ def test_refit_never_makes_it_worse_and_shrinks_towards_the_weights() -> None:
     weight, second = problem(6, 20)
     start = smallest(weight, 80)
     errors = [
-        error(weight, refit(weight[None], start[None], second[None], steps=n, damping=0.0)[0], second)
+        error(
+            weight, refit(weight[None], start[None], second[None], steps=n, damping=0.0)[0], second
+        )
         for n in range(8)
     ]
     assert errors[0] == error(weight, start, second)
@@ -81,7 +83,12 @@ def test_each_way_is_better_than_the_one_before(share: float, seed: int) -> None
     count, blocks, known = round(share * weight.size), Blocks(24), curvature(second)
     swept = sweep(weight, known, blocks, quotas([saliency(weight, known)], blocks, count)[0])
     drawn = admm(weight[None], second[None], lambda s: blocks.drop(s, count))[0]
-    ways = [smallest(weight, count), swept, refit(weight[None], swept[None], second[None])[0], drawn]
+    ways = [
+        smallest(weight, count),
+        swept,
+        refit(weight[None], swept[None], second[None])[0],
+        drawn,
+    ]
     assert all(int((w == 0).sum()) == count for w in ways)
     errors = [error(weight, w, second) for w in ways]
     assert errors == sorted(errors, reverse=True)

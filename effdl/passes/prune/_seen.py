@@ -198,7 +198,7 @@ def _by_row(scores: Array, pattern: Pattern, count: int) -> Array:
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(rows.shape[1])[None], axis=1)
     # Of what is left over, the lowest: as many rows lose one more as make up the count.
-    urgency = np.where(ranks < least, -1.0, np.where(ranks == least, rows, np.inf))
+    urgency = np.where(ranks < least, 0.0, np.where(ranks == least, rows, np.inf))
     return Blocks(len(rows)).drop(urgency, count).reshape(scores.shape)
 
 
