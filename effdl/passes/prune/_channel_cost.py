@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -65,10 +65,10 @@ class Terms:
         return Cost(np.array([w for w, _ in self._terms]), fixed, share, self._rest)
 
 
-def axes_of(node: ir.Node) -> list[tuple[float, Axes]]:
+def axes_of(node: ir.Node, found: Channels) -> list[tuple[float, Axes]]:
     """Return the axes whose lengths a node's work is proportional to, with shares of the work."""
     out = node.outputs[0]
-    rank = len(out.shape) if out.shape is not None else 0
+    rank = len(found.axes.get(out, ()))
     x = node.inputs[0]
     if is_op(node, "LSTM", "GRU", "RNN") and x is not None and node.inputs[1] is not None:
         tensor = constant_tensor(node.inputs[1])
@@ -91,7 +91,7 @@ def macs(model: ir.Model, found: Channels, groups: Sequence[Group]) -> Cost:
     terms = Terms(found, groups)
     for cost in model_cost(model).per_node:
         work = (cost.macs or 0) * (cost.times or 0)
-        for share, axes in axes_of(cost.node) if work else ():
+        for share, axes in axes_of(cost.node, found) if work else ():
             terms.add(share * work, axes)
     return terms.cost()
 
@@ -103,16 +103,4 @@ def params(found: Channels, groups: Sequence[Group]) -> Cost:
         tensor = constant_tensor(value)
         if tensor is not None:
             terms.add(float(tensor.size), tuple((value, k) for k in range(len(axes))))
-    return terms.cost()
-
-
-def times(
-    found: Channels, groups: Sequence[Group], ms: Mapping[ir.Node, float], rest: float
-) -> Cost:
-    """Return milliseconds, each node's in proportion to its work; ``rest`` is what no node accounts for."""
-    terms = Terms(found, groups)
-    terms.add(rest, ())
-    for node, spent in ms.items():
-        for share, axes in axes_of(node):
-            terms.add(share * spent, axes)
     return terms.cost()

@@ -145,7 +145,7 @@ def _times(
     counts = np.array(half, np.float64)
     rest = profiles[0].wall_ms - sum(before.values())
     for name, ms in before.items():
-        for share, axes in axes_of(nodes[name]):
+        for share, axes in axes_of(nodes[name], found):
             alone = Terms(found, groups)
             alone.add(1.0, axes)
             left = alone.cost().of(counts)

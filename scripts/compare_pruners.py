@@ -1,0 +1,177 @@
+"""effdl's prune_channels beside other pruners, nothing trained; docs/pruning.md.
+
+    EFFDL_SHARED=... python scripts/compare_pruners.py [--only NAME ...] [--shares 0.5 0.25] [--write FILE]
+
+Every tool works in a process of its own on the same 1,000 unlabelled images (512 sentences) and is asked for
+the same share of the multiply-accumulates. The untouched model and all results are timed in one interleaved
+run (``effdl bench``: ORT_ENABLE_ALL, fresh processes), each is scored on the test data. onnxsim, torch and
+Torch-Pruning take part where they are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import effdl  # noqa: F401  (before onnxruntime: switches its telemetry off)
+
+# isort: split
+import numpy as np
+from jobs import ask
+from pruner_tools import macs
+from real_models import ROOT, Arrays, Row, cifar, run_all
+from sections import with_section
+
+from effdl import api
+from effdl.data.metrics import METRICS
+
+TOOLS = Path(__file__).parent / "pruner_tools.py"
+WAYS = {
+    "effdl": "effdl (obs, plan)",
+    "effdl_uniform": "effdl, alike everywhere",
+    "effdl_activation": "effdl, activation",
+    "effdl_l2": "effdl, l2",
+    "effdl_random": "effdl, random",
+    "magnitude": "magnitude, no repair",
+    "onnxsim": "onnxsim structured",
+    "onnxsim_wanda": "onnxsim structured Wanda",
+    "torch_pruning": "Torch-Pruning",
+}
+NEEDS = {"onnxsim": "onnxsim", "onnxsim_wanda": "onnxsim", "torch_pruning": "torch_pruning"}
+LIMIT = 3600
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is pruned: a file, its data, and what scores it."""
+
+    name: str
+    path: Path
+    data: Arrays
+    timing: Arrays
+    score: Callable[[Path], float]
+
+
+def digits(name: str) -> Model:
+    """A sample model, by its accuracy on 504 digits."""
+    folder = ROOT / "sample_models"
+    with np.load(folder / f"{name}.test.npz") as test:
+        arrays = {n: test[n] for n in test.files}
+    labels = next(a for n, a in arrays.items() if a.ndim == 1)
+    feed = {n: a for n, a in arrays.items() if a.ndim > 1}
+    with np.load(folder / f"{name}.calib.npz") as calib:
+        data = {n: calib[n] for n in calib.files}
+    path = folder / f"{name}.onnx"
+    first = {n: a[:1] for n, a in feed.items()}
+    return Model(name, path, data, first, lambda m: METRICS["top1"](run_all(m, feed, 504), labels))
+
+
+def pictures(name: str) -> Model:
+    """A CIFAR-10 classifier."""
+    row: Row = cifar(name, 1000)
+    return Model(name, row.model, row.calibration, row.timing, row.score)
+
+
+MODELS: dict[str, Callable[[], Model]] = {
+    "cifar_vgg": lambda: pictures("cifar_vgg"),
+    "cifar_resnet20": lambda: pictures("cifar_resnet20"),
+    "digits_cnn": lambda: digits("digits_cnn"),
+    "digits_mlp": lambda: digits("digits_mlp"),
+    "digits_transformer": lambda: digits("digits_transformer"),
+}
+
+
+def measured(model: Model, share: float, ways: list[str], args: argparse.Namespace) -> Result:
+    """All ways on one model, with what is left of its work."""
+    with tempfile.TemporaryDirectory(prefix="effdl-pruners-") as name:
+        folder = Path(name)
+        np.savez(folder / "data.npz", **model.data)
+        np.savez(folder / "timing.npz", **model.timing)
+        found: dict[str, Result] = {}
+        for way in ways:
+            out = folder / f"{way}.onnx"
+            job = {
+                "model": str(model.path),
+                "data": str(folder / "data.npz"),
+                "out": str(out),
+                "share": share,
+                "threads": args.threads,
+            }
+            answer = ask(TOOLS, way, job, LIMIT)
+            if not answer.get("failed") and out.exists():
+                answer |= {"score": model.score(out), "macs": macs(out) / macs(model.path)}
+                answer["path"] = str(out)
+            found[way] = answer
+            print(f"  {model.name} {share} {way}: {told(answer)}", flush=True)
+        made = [w for w in ways if "path" in found[w]]
+        report = api.bench(
+            model.path,
+            *(found[w]["path"] for w in made),
+            data=folder / "timing.npz",
+            threads=args.threads,
+            seconds=args.seconds,
+        )
+        first = report.models[0].latency.median
+        for way, timed in zip(made, report.models[1:], strict=True):
+            found[way]["speed"] = first / timed.latency.median
+        return {"model": model.name, "share": share, "ways": found}
+
+
+def told(answer: Result) -> str:
+    """One result in a few words."""
+    if answer.get("failed"):
+        return f"does not run: {answer['failed']}"
+    return f"{answer['score']:.2%} at {answer['macs']:.1%} of the MACs, {answer['seconds']:.0f} s"
+
+
+def table(results: list[Result], bases: dict[str, float], ways: list[str]) -> str:
+    """Markdown: a row for each way, a column for each model and share."""
+    titles = [f"{r['model']} {r['share']:g}" for r in results]
+    lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    untouched = " | ".join(f"{bases[r['model']]:.2%}" for r in results)
+    lines.append(f"| untouched | {untouched} |")
+    for way in ways:
+        cells = []
+        for result in results:
+            a = result["ways"][way]
+            cells.append(
+                "does not run"
+                if a.get("failed") or "score" not in a
+                else f"{a['score']:.2%} at {a['macs']:.2f}, {a.get('speed', 0):.2f}x"
+            )
+        lines.append(f"| {WAYS[way]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=list(MODELS), help="models")
+    parser.add_argument("--ways", nargs="*", choices=list(WAYS), help="tools")
+    parser.add_argument("--shares", nargs="*", type=float, default=[0.5, 0.25])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--write", type=Path, help="the document whose table is renewed")
+    args = parser.parse_args()
+    ways = args.ways or list(WAYS)
+    ways = [w for w in ways if w not in NEEDS or importlib.util.find_spec(NEEDS[w])]
+    results: list[Result] = []
+    bases: dict[str, float] = {}
+    for name in args.only or list(MODELS):
+        model = MODELS[name]()
+        bases[name] = model.score(model.path)
+        results += [measured(model, s, ways, args) for s in args.shares]
+    text = table(results, bases, ways)
+    print(text)
+    if args.write:
+        old = args.write.read_text(encoding="utf-8")
+        args.write.write_text(with_section(old, "pruners", text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
