@@ -10,14 +10,15 @@ from pydantic import ValidationError
 from effdl import passes
 from effdl.data.random import random_feeds
 from effdl.errors import EffdlError, ModelError
-from effdl.graph.clean import clean
+from effdl.graph.channels import channels
+from effdl.graph.clean import clean, name_nodes
 from effdl.graph.scratch import scratch
 from effdl.graph.walk import opset
 from effdl.measure.verify import run_all
 from effdl.passes.base import Context, Pass, PassLog
 from effdl.recipe import Step
 from effdl.recipe.patterns import match_patterns
-from effdl.report import ExplainReport, Opportunity
+from effdl.report import ChannelGroup, ExplainReport, Opportunity
 from effdl.runtime.target import Target, parse_target
 
 
@@ -37,6 +38,26 @@ def opportunities(model: ir.Model) -> tuple[Opportunity, ...]:
             count, reason = _try(step, model, folder)
             found.append(Opportunity(name, cls.lossy, cls.needs_data, count, reason))
     return tuple(found)
+
+
+def channel_groups(model: ir.Model) -> tuple[ChannelGroup, ...]:
+    """Return the groups of channels of a model once it is cleaned up, as recipes do first."""
+    twin = model.clone()
+    name_nodes(twin)
+    with scratch() as folder:
+        passes.get("simplify")().run(twin, Context(parse_target("cpu"), None, 0, folder, PassLog()))
+    clean(twin)
+    return tuple(
+        ChannelGroup(
+            g.name,
+            len(g),
+            g.width,
+            tuple(n.name or n.op_type for n in g.makers),
+            tuple(n.name or n.op_type for n in g.readers),
+            g.reason,
+        )
+        for g in channels(twin).groups
+    )
 
 
 def explain(

@@ -18,8 +18,8 @@ from effdl.graph import io
 from effdl.graph.dims import check_dims
 from effdl.layerwise import layers
 from effdl.measure.stats import model_stats, node_stats
+from effdl.opportunities import channel_groups, opportunities
 from effdl.opportunities import explain as explain_pass
-from effdl.opportunities import opportunities
 from effdl.pipeline import optimize as run
 from effdl.recipe import Recipe, apply_overrides
 from effdl.recipe import load as load_recipe
@@ -107,6 +107,7 @@ def inspect(
     dims: Mapping[str, int] | None = None,
     could: bool = True,
     nodes: bool = False,
+    channels: bool = False,
 ) -> InspectReport:
     """Tell what is in a model, and what the passes would find in it.
 
@@ -115,13 +116,15 @@ def inspect(
         dims: values of dynamic dimensions for the MACs.
         could: also try every pass on a copy (needs no data, runs nothing).
         nodes: also list every node with its cost.
+        channels: also list the groups of channels that prune_channels works on.
     """
     with as_file(model) as path:
         loaded = io.load(path)
         check_dims(loaded, dims)
         found = opportunities(loaded) if could else ()
         listed = node_stats(loaded, dims) if nodes else ()
-        return InspectReport(model_stats(loaded, path, dims), found, listed)
+        groups = channel_groups(loaded) if channels else ()
+        return InspectReport(model_stats(loaded, path, dims), found, listed, groups)
 
 
 def explain(

@@ -14,6 +14,13 @@ def inspect(
     models: Annotated[list[Path], typer.Argument(help="One model, or several side by side.")],
     dim: Dim = None,
     nodes: Annotated[bool, typer.Option("--nodes", help="List every node with its cost.")] = False,
+    channels: Annotated[
+        bool,
+        typer.Option(
+            "--channels",
+            help="List the groups of channels that can be removed, and what stops others.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show what is in a model, and what effdl could do.
@@ -27,7 +34,7 @@ def inspect(
     from effdl.report import SCHEMA, to_json
 
     dims = parse_dims(dim)
-    reports = [api.inspect(m, dims=dims, nodes=nodes) for m in models]
+    reports = [api.inspect(m, dims=dims, nodes=nodes, channels=channels) for m in models]
     if json:
         print_json({"schema": SCHEMA, "models": [to_json(r) for r in reports]})
         return

@@ -21,6 +21,8 @@ def print_inspect(reports: Sequence[InspectReport]) -> None:
     for report in reports:
         if report.nodes:
             _print_nodes(console, report)
+        if report.channels:
+            _print_channels(console, report)
         _print_could(console, report, len(reports) > 1)
 
 
@@ -88,6 +90,32 @@ def _print_nodes(console: Console, report: InspectReport) -> None:
             node.name, node.op_type, count(node.macs), count(node.params), size(node.weight_bytes)
         )
     console.print(table)
+
+
+def _print_channels(console: Console, report: InspectReport) -> None:
+    free = [g for g in report.channels if not g.reason]
+    console.print(
+        f"groups of channels: {len(report.channels)}, of which {len(free)} can lose some",
+        overflow="fold",
+    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("made by", overflow="fold")
+    table.add_column("channels", justify="right", no_wrap=True)
+    table.add_column("read by, or why all stay", overflow="fold")
+    for group in report.channels:
+        number = f"{group.channels} x {group.width}" if group.width > 1 else str(group.channels)
+        table.add_row(
+            _few(group.makers),
+            number,
+            f"stays: {group.reason}" if group.reason else _few(group.readers),
+        )
+    console.print(table)
+
+
+def _few(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "") or "nobody"
 
 
 def _print_could(console: Console, report: InspectReport, several: bool) -> None:

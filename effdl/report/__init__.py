@@ -27,7 +27,7 @@ from effdl.report.evaluate import EvaluateReport, ModelScore
 from effdl.report.explain import ExplainReport
 from effdl.report.layers import LayerRow, LayersReport
 from effdl.report.machine import DoctorReport, Place
-from effdl.report.model import InspectReport, ModelStats, NodeStats, Opportunity
+from effdl.report.model import ChannelGroup, InspectReport, ModelStats, NodeStats, Opportunity
 from effdl.report.plain import SCHEMA, from_json, to_json
 from effdl.report.run import GateReport, PassReport, RunReport
 
@@ -38,6 +38,7 @@ __all__ = [
     "BenchReport",
     "BenchResult",
     "BenchScan",
+    "ChannelGroup",
     "CompareReport",
     "DoctorReport",
     "EvaluateReport",

@@ -75,9 +75,29 @@ class NodeStats:
 
 
 @dataclass(frozen=True)
+class ChannelGroup:
+    """Channels, hidden units or heads of a model that are alike.
+
+    Args:
+        name: the first layer that makes them.
+        channels: how many there are; ``width`` outputs of that layer for each.
+        makers: layers that make them; ``readers`` that sum over them.
+        reason: why none can be removed, empty where some can.
+    """
+
+    name: str
+    channels: int
+    width: int
+    makers: tuple[str, ...]
+    readers: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class InspectReport:
     """What is in a model and what could be done with it."""
 
     stats: ModelStats
     could: tuple[Opportunity, ...]
     nodes: tuple[NodeStats, ...] = ()
+    channels: tuple[ChannelGroup, ...] = ()

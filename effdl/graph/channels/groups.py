@@ -53,6 +53,16 @@ class Group:
         return tuple(dict.fromkeys(r.node for r in self.of_kind(IN)))
 
     @property
+    def width(self) -> int:
+        """How many outputs of its maker one unit is: 1 for a channel, its size for a head."""
+        widths = [
+            max(1, int(role.value.shape.numpy()[role.axis]) // max(1, len(self)))
+            for role in self.of_kind(OUT)
+            if role.value.shape is not None
+        ]
+        return min(widths, default=1)
+
+    @property
     def name(self) -> str:
         """What the group is called: its first layer."""
         nodes = self.makers or tuple(r.node for r in self.roles)

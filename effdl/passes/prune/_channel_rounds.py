@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from effdl.data.feeds import Feeds
-from effdl.graph.channels import OUT, Channels, Group, Role, channels, remove
+from effdl.graph.channels import Channels, Group, Role, channels, remove
 from effdl.graph.io import METADATA_PREFIX
 from effdl.observe.batches import batched
 from effdl.observe.moments import Moments, moments
@@ -250,7 +250,7 @@ class Rounds:
     def _choice(self, made: Order, curve: tuple[list[float], list[float]]) -> Choice:
         count = len(made.units)
         block = self._goal.multiple_of or self._ctx.target.channel_block
-        step = max(1, block // _width(made.group))
+        step = max(1, block // made.group.width)
         least = max(1, int(np.ceil(self._goal.min_keep * self._sizes[made.group.name])))
         kept = [count, *(k for k in range(count - 1, 0, -1) if k % step == 0 and k >= least)]
         errors = np.array([made.errors[count - k] for k in kept])
@@ -269,16 +269,6 @@ def _through(errors: Float, inner: Sequence[float], outer: Sequence[float]) -> F
     slope = (outer[-1] - outer[-2]) / (inner[-1] - inner[-2])
     beyond = outer[-1] + slope * (errors - inner[-1])
     return np.where(errors > inner[-1], beyond, np.interp(errors, inner, outer))
-
-
-def _width(group: Group) -> int:
-    """Return how many outputs of its maker one unit of a group is."""
-    widths = []
-    for role in group.of_kind(OUT):
-        shape = role.value.shape
-        if shape is not None:
-            widths.append(max(1, int(shape.numpy()[role.axis]) // max(1, len(group))))
-    return min(widths, default=1)
 
 
 def _some(feeds: Feeds) -> Feeds:
