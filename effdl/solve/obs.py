@@ -105,8 +105,9 @@ class _State:
         always = np.setdiff1d(np.arange(reader.weight.shape[1]), reader.columns.reshape(-1))
         kept = np.sort(np.concatenate([kept, always]))
         moments = damped(reader.moments, damping)
-        target = reader.weight @ moments
-        energy = float(np.sum(target * reader.weight)) or 1.0
+        alive = np.where(np.diagonal(reader.moments) > 0, reader.weight, 0.0)
+        target = alive @ moments
+        energy = float(np.sum(target * alive)) or 1.0
         inverse = np.linalg.inv(moments[np.ix_(kept, kept)])
         weight = target[:, kept] @ inverse
         self.error = max(0.0, 1.0 - float(np.sum(weight * target[:, kept])) / energy)

@@ -87,6 +87,8 @@ class Rounds:
         self._sizes = {g.name: len(g) for g in groups}
         left = dict(self._sizes)
         start = self._cost(found, groups).of(_counts(groups))
+        if not self._in_reach(found, groups, start * goal.share):
+            return {}
         rounds = goal.rounds if self._feeds is not None else 1
         for number in range(1, rounds + 1):
             if number > 1:
@@ -104,6 +106,25 @@ class Rounds:
             remove(self._model, found, units.tolist())
             self._repair(old, kept)
         return {n: (k, left[n]) for n, k in self._sizes.items() if left[n] < k}
+
+    def _in_reach(self, found: Channels, groups: Sequence[Group], budget: float) -> bool:
+        """Whether the fewest channels that the options allow meet a budget; log it where not."""
+        if self._goal.kind not in ("macs", "params"):
+            return True
+        fewest = np.array([self._options(g)[-1] for g in groups], np.float64)
+        least = self._cost(found, groups).of(fewest)
+        if least > budget:
+            what = f"{least:,.0f} {self._goal.kind} are left with the fewest channels allowed"
+            asked = f"{budget:,.0f} are asked for: lower min_keep or multiple_of"
+            self._ctx.skip("model", f"{what}, {asked}")
+        return least <= budget
+
+    def _options(self, group: Group) -> list[int]:
+        """Return the numbers of channels that a group may keep, all of them first."""
+        count = len(group)
+        step = max(1, (self._goal.multiple_of or self._ctx.target.channel_block) // group.width)
+        least = max(1, int(np.ceil(self._goal.min_keep * self._sizes[group.name])))
+        return [count, *(k for k in range(count - 1, 0, -1) if k % step == 0 and k >= least)]
 
     def _groups(self, found: Channels, *, tell: bool = False) -> list[Group]:
         chosen = []
@@ -151,11 +172,6 @@ class Rounds:
             case _:
                 at = plan(choices, cost, budget)
         if at is None:
-            least = cost.of(np.array([c.kept[-1] for c in choices], np.float64))
-            what = f"{least:,.0f} {self._goal.kind} are left with the fewest channels allowed"
-            self._ctx.skip(
-                "model", f"{what}, {budget:,.0f} are asked for: lower min_keep or multiple_of"
-            )
             return None
         return [int(c.kept[a]) for c, a in zip(choices, at, strict=True)]
 
@@ -248,11 +264,7 @@ class Rounds:
                     held.pop(role, None)
 
     def _choice(self, made: Order, curve: tuple[list[float], list[float]]) -> Choice:
-        count = len(made.units)
-        block = self._goal.multiple_of or self._ctx.target.channel_block
-        step = max(1, block // made.group.width)
-        least = max(1, int(np.ceil(self._goal.min_keep * self._sizes[made.group.name])))
-        kept = [count, *(k for k in range(count - 1, 0, -1) if k % step == 0 and k >= least)]
+        count, kept = len(made.units), self._options(made.group)
         errors = np.array([made.errors[count - k] for k in kept])
         inner, outer = curve
         if len(inner) > 1:
