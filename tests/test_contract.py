@@ -19,6 +19,7 @@ OPTIONS = {
     "set_shapes": {"dims": {"batch": 2}},
     "prune_weights": {"sparsity": 0.3, "min_size": 0},
     "low_rank": {"ratio": 0.5},
+    "separable": {"energy": 0.9, "measure": False},
     "convert_opset": {"to": 18},
 }
 SAMPLE_NAMES = ("digits_cnn", "digits_mlp", "digits_transformer")

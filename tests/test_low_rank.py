@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from effdl.graph import io, shapes
-from effdl.passes.low_rank import MARK, LowRank
+from effdl.passes._low_rank_layer import MARK
+from effdl.passes.low_rank import LowRank
 from effdl.passes.strip_metadata import StripMetadata
 from effdl.runtime.target import parse_target
 from tests.support import (
@@ -200,7 +201,7 @@ def test_energy_sets_the_rank_and_the_error_is_told() -> None:
         assert error == pytest.approx(np.sqrt(max(0, 1 - (s[:rank] ** 2).sum() / 10)), abs=1e-6)
         assert f"weight error {error:.2%}" in log.touched[0][1]
         assert log.notes["macs_saved"] == 64 * 64 - rank * 128
-        np.testing.assert_allclose(np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=1), rtol=1e-4)
+        np.testing.assert_allclose(np.abs(a).max(0), np.abs(b).max(1), rtol=1e-4)
     model = weighted(text, W=w)
     run_pass(LowRank(energy=0.9, multiple_of=8), model)
     assert weight(model, "W/lr_a").shape == (64, 8)
@@ -221,7 +222,7 @@ def test_ratio_is_kept(ratio: float) -> None:
     assert log.notes["params_saved"] == 96 * 80 - rank * 176
     feed = feed_for(before)
     error = rel_l2(outputs(before, feed)[0], outputs(model, feed)[0])
-    assert error == pytest.approx(float(log.notes["largest_weight_error"]), rel=0.3)
+    assert error == pytest.approx(float(log.notes["largest_error"]), rel=0.3)
 
 
 def test_ratio_rounds_to_the_nearest_multiple_that_saves_enough() -> None:
@@ -279,7 +280,7 @@ def test_candidates_that_are_declined() -> None:
         B=normal(2, 8, 8),
         Q=low(8, 8, 1),
     )
-    changes, log = run_pass(LowRank(multiple_of=1, ignore=("ignored",)), model)
+    changes, log = run_pass(LowRank(multiple_of=1, measure=False, ignore=("ignored",)), model)
     assert changes == 0
     assert dict(log.skipped) == {
         "shared1": "its weight 'S' has other users",
@@ -302,7 +303,7 @@ def test_quantized_and_broken_weights_are_left() -> None:
         s=np.array(0.5, np.float32),
         N=np.where(np.eye(8), np.inf, 1).astype(np.float32),
     )
-    changes, log = run_pass(LowRank(multiple_of=1), model)
+    changes, log = run_pass(LowRank(multiple_of=1, measure=False), model)
     assert changes == 0
     assert log.skipped == [
         ("fake", "its weight is quantized"),
@@ -327,7 +328,7 @@ def test_branches_and_functions() -> None:
         }}"""
     )
     before = model.clone()
-    changes, log = run_pass(LowRank(multiple_of=1), model)
+    changes, log = run_pass(LowRank(multiple_of=1, measure=False), model)
     assert changes == 1
     assert [name for name, _ in log.touched] == ["inside"]
     assert "inside a function" in dict(log.skipped)["inner"]
@@ -335,7 +336,7 @@ def test_branches_and_functions() -> None:
         feed = {"x": normal(1, 8), "c": np.array(choice)}
         want, got = outputs(before, feed)[0], outputs(model, feed)[0]
         np.testing.assert_allclose(got, want, rtol=1e-4)
-    check_again(LowRank(multiple_of=1), model)
+    check_again(LowRank(multiple_of=1, measure=False), model)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
@@ -350,7 +351,7 @@ def test_other_floats(dtype: type) -> None:
         W=low(32, 32, 2).astype(dtype),
     )
     before = model.clone()
-    assert run_pass(LowRank(multiple_of=1), model)[0] == 1
+    assert run_pass(LowRank(multiple_of=1, measure=False), model)[0] == 1
     assert weight(model, "W/lr_a").dtype == dtype
     feed = feed_for(before)
     assert rel_l2(outputs(before, feed)[0], outputs(model, feed)[0]) < 0.35
@@ -369,7 +370,7 @@ def test_weights_in_constant_nodes_without_names(ir_version: int) -> None:
         }}"""
     )
     before = model.clone()
-    assert run_pass(LowRank(multiple_of=1), model)[0] == 2
+    assert run_pass(LowRank(multiple_of=1, measure=False), model)[0] == 2
     names = [n.name for n in model.graph if n.op_type == "MatMul"]
     assert names == ["MatMul/lr_a", "MatMul/lr_b", "MatMul/lr_a_2", "MatMul/lr_b_2"]
     assert_same(before, model)

@@ -16,7 +16,7 @@ from effdl.graph.weights import constant, constant_tensor
 from effdl.observe.layers import rows_of
 from effdl.observe.moments import Moments
 from effdl.observe.rows import Rows
-from effdl.passes.prune._layer_form import layer_form
+from effdl.passes._layer_form import layer_form
 from effdl.solve.obs import Reader, Removal, removal
 
 Float = npt.NDArray[np.float64]

@@ -15,9 +15,9 @@ from effdl.graph.channels import Channels, Group, Role, channels, remove
 from effdl.graph.io import METADATA_PREFIX
 from effdl.observe.batches import batched
 from effdl.observe.moments import Moments, moments
+from effdl.passes._fit import Kept, fit
 from effdl.passes.base import Context
 from effdl.passes.prune._channel_cost import macs, params
-from effdl.passes.prune._channel_fit import Kept, fit
 from effdl.passes.prune._channel_latency import latency_plan
 from effdl.passes.prune._channel_order import Order, Saliency, needed, order
 from effdl.passes.prune._channel_trial import Trials

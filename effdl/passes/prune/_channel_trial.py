@@ -13,8 +13,8 @@ from effdl.graph.channels import Channels, Role
 from effdl.graph.walk import is_op
 from effdl.graph.weights import Names, constant, replace_weight
 from effdl.observe.moments import Moments
+from effdl.passes._layer_form import layer_form
 from effdl.passes.prune._channel_order import Order, readers
-from effdl.passes.prune._layer_form import layer_form
 from effdl.runtime.session import open_session
 from effdl.runtime.target import Target
 from effdl.solve.obs import weight_after

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from effdl.data.feeds import Feeds
 from effdl.graph.cost import model_cost
 from effdl.graph.weights import Names
 from effdl.observe.pairs import Pair, pairs
-from effdl.passes.prune._layer_form import LayerForm, layer_form
+from effdl.passes._layer_form import LayerForm, layer_form
 from effdl.solve.refit import refit
 
 Mask = npt.NDArray[np.bool_]
@@ -39,6 +39,7 @@ def fit(
     kept: Kept,
     feeds: Feeds,
     *,
+    changed: Collection[str] = (),
     threads: int,
     max_bytes: int,
 ) -> list[Fitted]:
@@ -52,12 +53,15 @@ def fit(
         new: the pruned one; its weights and biases are changed.
         kept: see ``Kept``.
         feeds: calibration samples.
+        changed: names of values of the new model that are others for more reasons than ``kept``.
         threads: intra-op threads, 0 for ONNX Runtime's choice.
         max_bytes: that the moments of the layers of one sweep may take.
     """
     names, done = Names(new), list[Fitted]()
-    forms = [f for n in _behind(new, kept) if (f := layer_form(n)) is not None]
-    forms = [f for f in forms if f.takes_bias]
+    first = {name for name, _ in kept} | set(changed)
+    known = {o.name for n in old.graph for o in n.outputs}
+    forms = [f for n in _behind(new, first) if (f := layer_form(n)) is not None]
+    forms = [f for f in forms if f.takes_bias and _target(f).name in known]
     for group in _sweeps(forms, old, len(feeds), max_bytes):
         layers = {form.node: _pair(form, kept) for form in group}
         by_node = {form.node: form for form in group}
@@ -69,9 +73,14 @@ def fit(
     return done
 
 
-def _behind(model: ir.Model, kept: Mapping[tuple[str, int], Mask]) -> Iterator[ir.Node]:
+def _target(form: LayerForm) -> ir.Value:
+    """Return the value whose old contents a layer is fitted to."""
+    return form.total if form.total is not None else form.result
+
+
+def _behind(model: ir.Model, first: Collection[str]) -> Iterator[ir.Node]:
     """Yield the nodes that see something that changed."""
-    changed = {name for name, _ in kept}
+    changed = set(first)
     for node in model.graph:
         if any(v is not None and v.name in changed for v in node.inputs):
             changed.update(o.name or "" for o in node.outputs)
@@ -79,7 +88,7 @@ def _behind(model: ir.Model, kept: Mapping[tuple[str, int], Mask]) -> Iterator[i
 
 
 def _pair(form: LayerForm, kept: Kept) -> Pair:
-    target = form.total if form.total is not None else form.result
+    target = _target(form)
     return Pair(
         form.rows,
         target.name or "",
