@@ -1,0 +1,83 @@
+"""Codebooks for one weight: one solution, or a ladder of them from accurate to small."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from effdl.observe.moments import Moments
+from effdl.solve import codebooks as solve
+
+Doubles = npt.NDArray[np.float64]
+_RUNGS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Prices of a bit, in errors of a weight at the most accurate solution."""
+PRUNED = 0.05
+"""Share of exact zeros from which a weight counts as pruned."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A weight whose numbers are entries of codebooks.
+
+    Args:
+        solution: codes [sets * N, K] and codebooks.
+        relative: error at the outputs, as a share of their square, about their mean where ``shift`` is known.
+        shift: [sets * N], by how much the mean of the outputs moves; None where inputs are not known.
+    """
+
+    solution: solve.Solution
+    relative: float
+    shift: Doubles | None
+
+    @property
+    def matrix(self) -> Doubles:
+        """[sets * N, K], the numbers themselves."""
+        return solve.decode(self.solution.codes, self.solution.books)
+
+
+def problem_of(matrix: Doubles, seen: Moments | None, centred: bool) -> solve.Problem:
+    """Return the problem of a weight [sets, N, K].
+
+    Args:
+        matrix: the weight.
+        seen: moments of its inputs, None where they are not known.
+        centred: a bias takes the mean of the error, so that only its spread counts.
+    """
+    moments = None if seen is None else (seen.covariance if centred else seen.second)
+    zeros = matrix == 0
+    fixed = zeros if zeros.mean() > PRUNED else None
+    return solve.Problem(matrix, moments, fixed)
+
+
+def ladder(
+    problem: solve.Problem, entries: int, groups: int, seen: Moments | None, *, whole: bool
+) -> Sequence[Shared]:
+    """Return solutions from the most accurate to the smallest; only the first unless ``whole``."""
+    sets, outputs, inputs = problem.weight.shape
+    flat = problem.weight.reshape(sets * outputs, inputs)
+    importance = np.broadcast_to(problem.importance, problem.weight.shape).reshape(flat.shape)
+    pruned = problem.fixed is not None
+    zero = pruned or whole
+    books = solve.codebooks(flat, importance, entries, groups, zero=zero, apart=pruned)
+    found = [solve.solve(problem, books, zero=zero)]
+    unit = found[0].error / flat.size
+    for rung in _RUNGS if whole and unit > 0 else ():
+        last = found[-1]
+        now = solve.solve(
+            problem, last.books, zero=zero, bit_price=rung * unit, start=last.codes, rounds=2
+        )
+        if now.bits < last.bits:
+            found.append(now)
+    return [_shared(problem, s, seen) for s in found]
+
+
+def _shared(problem: solve.Problem, solution: solve.Solution, seen: Moments | None) -> Shared:
+    relative = solution.error / problem.size if problem.size > 0 else 0.0
+    if seen is None:
+        return Shared(solution, relative, None)
+    change = solve.decode(solution.codes, solution.books).reshape(problem.weight.shape)
+    shift = np.einsum("snk,sk->sn", change - problem.weight, seen.mean)
+    return Shared(solution, relative, shift.ravel())
