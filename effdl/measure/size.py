@@ -27,8 +27,9 @@ def zstd_size(path: Path) -> int:
     return sum(_file_size(f) for f in (path, *data_files(path)))
 
 
-def zstd_bytes(array: npt.NDArray[np.generic]) -> int:
+def zstd_bytes(data: npt.NDArray[np.generic] | bytes) -> int:
     """Return the bytes of a constant after zstd at level 3."""
+    array = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     compressor = _zstd().ZstdCompressor(level=LEVEL)
     parts = (flat[i : i + _CHUNK] for i in range(0, flat.size, _CHUNK))
