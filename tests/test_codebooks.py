@@ -123,7 +123,7 @@ def test_zeros_stay_and_have_an_entry() -> None:
     found = cb.solve(p, books, zero=True)
     values = cb.decode(found.codes, found.books)
     assert np.all(values[p.weight[0] == 0] == 0)
-    assert np.count_nonzero(values) > 0.8 * np.count_nonzero(p.weight)
+    assert np.count_nonzero(values) > 0.5 * np.count_nonzero(p.weight)
 
 
 def test_without_moments_the_nearest_is_taken() -> None:

@@ -23,6 +23,11 @@ MAX_BYTES = 512 << 20
 """Bytes that the moments of one group of layers may take."""
 
 
+def rows_wanted(width: int) -> int:
+    """Return how many rows of ``width`` numbers to look at over all feeds."""
+    return max(_LEAST_ROWS, _ROWS_PER_INPUT * width)
+
+
 @dataclass(frozen=True)
 class Moments:
     """What is known of the rows x that a layer reads.
@@ -115,7 +120,7 @@ class _Sums:
         self.finite = True
         self._pivot = np.zeros((groups, 1, width), np.float32)
         self._waiting: list[npt.NDArray[np.float32]] = []
-        self._most = -(-max(_LEAST_ROWS, _ROWS_PER_INPUT * width) // feeds)
+        self._most = -(-rows_wanted(width) // feeds)
 
     def add(self, array: npt.NDArray[np.generic]) -> None:
         if not self.finite or not array.size:

@@ -16,6 +16,8 @@ from effdl.solve import compact
 Array = npt.NDArray[Any]
 _SPARSE = 0.1
 """Share of zeros from which a bitmap of them is tried."""
+_LEAST_SHARED = 4
+"""Numbers that an entry of a codebook stands for at least, on average."""
 _CUMSUM = 11
 """The opset that brought CumSum."""
 
@@ -66,7 +68,8 @@ def forms(array: Array, opset: int) -> Iterator[Form]:
 
 
 def _zeros(array: Array) -> npt.NDArray[np.bool_]:
-    return (array == 0) & ~np.signbit(array)
+    found: npt.NDArray[np.bool_] = (array == 0) & ~np.signbit(array)
+    return found
 
 
 def _as_half(array: Array) -> Iterator[Form]:
@@ -114,7 +117,7 @@ def _coded(array: Array, axis: int) -> Iterator[compact.Symbols]:
         if groups == 1 and axis != 0:
             continue  # the same as along the first axis
         found = compact.symbols(rows, groups, zero=bool(_zeros(array).any()))
-        if found is None:
+        if found is None or found.books.size * _LEAST_SHARED > array.size:
             continue
         count = compact.per_byte(found.books.shape[1])
         if count > best:
@@ -208,13 +211,13 @@ def _sparse_values_form(array: Array) -> Form:
     values, bits = array.reshape(-1)[mask], compact.bitmap(mask)
     parts = compact.planes(values) if array.dtype == np.float32 else None
 
+    def others(to: Builder, name: str) -> ir.Value:
+        whole = f"{name}_others"
+        return to.constant(values, whole) if parts is None else _put_together(to, parts, name)
+
     def write(to: Builder, name: str) -> ir.Value:
         zero = to.constant(np.zeros(1, array.dtype), "zero")
-        if parts is None:
-            others = to.constant(values, f"{name}_others")
-        else:
-            others = _put_together(to, parts, name)
-        spread = _spread(to, bits, len(mask), zero, others, name)
+        spread = _spread(to, bits, len(mask), zero, others(to, name), name)
         return to.op("Reshape", [spread, to.ints(*array.shape)], name)
 
     arrays = (values,) if parts is None else (parts.low, parts.high, parts.exponent)

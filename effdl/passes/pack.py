@@ -135,8 +135,8 @@ def _write(value: ir.Value, tensor: ir.TensorProtocol, form: Form, to: Builder) 
     made = form.write(to, value.name or "weight")
     made.type, made.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
     for node in to.graph:
-        if node not in known:
-            node.metadata_props[MARK] = form.name
+        if node not in known and any(v is not None and v.is_initializer() for v in node.inputs):
+            node.metadata_props[MARK] = "1"  # what it reads is packed
     value.replace_all_uses_with(made)
 
 

@@ -27,14 +27,14 @@ def distinct(values: Float, importance: Float, bins: int = BINS) -> tuple[Double
         low, high = places[0], places[-1]
         where = np.minimum(((x - low) * (bins / (high - low))).astype(np.int64), bins - 1)
     count = int(where.max()) + 1 if len(where) else 0
-    mass: Doubles = np.asarray(np.bincount(where, h, count), np.float64)
+    mass = np.bincount(where, h, count)
     full = np.bincount(where, minlength=count) > 0
     # Values without importance still need a place: they count for next to nothing.
     least = max(float(mass.max(initial=0.0)), 1e-30) * 1e-12
     mass = mass + least * np.bincount(where, minlength=count)
-    middle: Doubles = np.bincount(where, (h + least) * x, count)[full]
-    mass = mass[full]
-    return middle / mass, mass
+    middle = np.bincount(where, (h + least) * x, count)
+    weights = np.asarray(mass[full], np.float64)
+    return middle[full] / weights, weights
 
 
 def cluster(positions: Doubles, mass: Doubles, k: int) -> Doubles:

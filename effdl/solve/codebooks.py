@@ -51,16 +51,17 @@ def codebooks(
 
     A group with fewer values than entries repeats its largest.
     """
-    flat = np.asarray(weight, np.float64)
-    counts: Doubles = np.broadcast_to(np.asarray(importance, np.float64), weight.shape)
+    flat: Float = np.asarray(weight, np.float64)
+    counts: Float = np.broadcast_to(np.asarray(importance, np.float64), weight.shape)
     rows = weight.shape[0] // groups
     bins = BINS if groups == 1 else max(512, 8 * k)
     books = np.empty((groups, k))
     for g in range(groups):
-        part, count = flat[g * rows : (g + 1) * rows], counts[g * rows : (g + 1) * rows]
+        run = slice(g * rows, (g + 1) * rows)
+        part, count = flat[run], counts[run]
         if apart:
             part, count = part[part != 0], count[part != 0]
-        centres = np.zeros(0)
+        centres: Doubles = np.zeros(0)
         if part.size:
             centres = cluster(*distinct(part, count, bins), k - apart)
         if apart:
@@ -315,7 +316,8 @@ def refit(
 
 def _group(codes: Codes, books: Float) -> npt.NDArray[np.int64]:
     """Return the codebook of every row."""
-    return np.arange(codes.shape[0]) // (codes.shape[0] // len(books))
+    groups: npt.NDArray[np.int64] = np.arange(codes.shape[0]) // (codes.shape[0] // len(books))
+    return groups
 
 
 def _ordered(codes: Codes, books: Doubles) -> tuple[Codes, Doubles]:
@@ -324,6 +326,25 @@ def _ordered(codes: Codes, books: Doubles) -> tuple[Codes, Doubles]:
     order = np.argsort(single, axis=1, kind="stable")
     rank = np.argsort(order, axis=1, kind="stable").astype(np.uint8)
     return rank[_group(codes, books)[:, None], codes], np.take_along_axis(single, order, axis=1)
+
+
+def adapted(weight: Doubles, moments: Doubles, cross: Doubles) -> Doubles:
+    """Return the weights that make of changed inputs z what ``weight`` made of x, as well as it goes.
+
+    The least of E |W x - V z|^2 + d |V - W|^2 is at V = W + W (C - G) (G + d)^-1, with G = E z z^T and
+    C = E x z^T (He, Zhang, Sun, Channel pruning, 2017, section 3.2, refit so on what the layers before
+    changed).
+
+    Args:
+        weight: [sets, N, K].
+        moments: G, [sets, K, K].
+        cross: C, [sets, K, K].
+    """
+    found = []
+    for w, g, c in zip(weight, moments, cross, strict=True):
+        damping = _DAMPING * float(np.mean(np.diag(g))) or 1.0
+        found.append(w + np.linalg.solve(g + damping * np.eye(len(g)), (w @ (c - g)).T).T)
+    return np.stack(found)
 
 
 @dataclass(frozen=True)

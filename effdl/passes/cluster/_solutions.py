@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from effdl.observe.drift import Drift
 from effdl.observe.moments import Moments
 from effdl.solve import codebooks as solve
 
@@ -26,11 +27,13 @@ class Shared:
         solution: codes [sets * N, K] and codebooks.
         relative: error at the outputs, as a share of their square, about their mean where ``shift`` is known.
         shift: [sets * N], by how much the mean of the outputs moves; None where inputs are not known.
+        price: of a bit, as a share of the square of the outputs.
     """
 
     solution: solve.Solution
     relative: float
     shift: Doubles | None
+    price: float = 0.0
 
     @property
     def matrix(self) -> Doubles:
@@ -62,22 +65,50 @@ def ladder(
     pruned = problem.fixed is not None
     zero = pruned or whole
     books = solve.codebooks(flat, importance, entries, groups, zero=zero, apart=pruned)
-    found = [solve.solve(problem, books, zero=zero)]
-    unit = found[0].error / flat.size
+    last = solve.solve(problem, books, zero=zero)
+    found = [_shared(problem, last, seen, 0.0)]
+    unit = last.error / flat.size
     for rung in _RUNGS if whole and unit > 0 else ():
-        last = found[-1]
-        now = solve.solve(
-            problem, last.books, zero=zero, bit_price=rung * unit, start=last.codes, rounds=2
-        )
+        price = rung * unit
+        now = solve.solve(problem, last.books, zero=zero, bit_price=price, start=last.codes)
         if now.bits < last.bits:
-            found.append(now)
-    return [_shared(problem, s, seen) for s in found]
+            found.append(_shared(problem, now, seen, price))
+            last = now
+    return found
 
 
-def _shared(problem: solve.Problem, solution: solve.Solution, seen: Moments | None) -> Shared:
-    relative = solution.error / problem.size if problem.size > 0 else 0.0
+def _shared(
+    problem: solve.Problem, solution: solve.Solution, seen: Moments | None, price: float
+) -> Shared:
+    size = problem.size or 1.0
     if seen is None:
-        return Shared(solution, relative, None)
+        return Shared(solution, solution.error / size, None, price / size)
     change = solve.decode(solution.codes, solution.books).reshape(problem.weight.shape)
     shift = np.einsum("snk,sk->sn", change - problem.weight, seen.mean)
-    return Shared(solution, relative, shift.ravel())
+    return Shared(solution, solution.error / size, shift.ravel(), price / size)
+
+
+def compensated(shared: Shared, problem: solve.Problem, seen: Drift, centred: bool) -> Shared:
+    """Return a solution that makes up for what the layers before it changed.
+
+    Args:
+        shared: where to start from.
+        problem: of the weight as it was.
+        seen: what the layer reads, before and now.
+        centred: a bias takes the mean of the error.
+    """
+    moments, cross = seen.covariance, seen.cross
+    if not centred:
+        moments = moments + seen.moved[:, :, None] * seen.moved[:, None, :]
+        cross = cross + seen.mean[:, :, None] * seen.moved[:, None, :]
+    wanted = solve.adapted(problem.weight, moments, cross)
+    goal = solve.Problem(wanted, moments, problem.fixed)
+    old = shared.solution
+    zero = problem.fixed is not None or bool((old.books == 0).any())
+    now = solve.solve(
+        goal, old.books, zero=zero, bit_price=shared.price * goal.size, start=old.codes
+    )
+    after = solve.decode(now.codes, now.books).reshape(wanted.shape)
+    shift = np.einsum("snk,sk->sn", after, seen.moved)
+    shift -= np.einsum("snk,sk->sn", problem.weight, seen.mean)
+    return Shared(now, now.error / (goal.size or 1.0), shift.ravel(), shared.price)

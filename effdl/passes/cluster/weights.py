@@ -12,18 +12,19 @@ from pydantic import Field
 
 from effdl.graph.walk import all_nodes, function_nodes, int_attr, is_op
 from effdl.graph.weights import Names, add_initializer, constant, constant_tensor, replace_weight
+from effdl.observe.drift import drift
 from effdl.observe.layers import rows_of
 from effdl.observe.moments import Moments, moments
 from effdl.observe.rows import Rows
 from effdl.passes.base import Context, NodePass
 from effdl.passes.cluster._matrix import Array, Bias, Matrix, bias_of, matrix_of, weight_inputs
-from effdl.passes.cluster._solutions import Shared, ladder, problem_of
+from effdl.passes.cluster._solutions import Shared, compensated, ladder, problem_of
 from effdl.solve.knapsack import knapsack
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Weight:
     """A constant, how it is read, and by which nodes at which input."""
 
@@ -48,10 +49,10 @@ class ClusterWeights(NodePass):
     What it does: replaces every weight of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU, RNN and the tables
     of Gather by an entry of a codebook of 2^bits values: the best clusters of its numbers. With calibration
     data the error at the outputs decides: weights still to come make up for the error of those before
-    (GPTQ), and codebook and choices are improved by turns. With ``error``, frequent values are also chosen
-    more often than they are nearest, as long as the errors of all layers together stay within it: the
-    compressed size falls most where it costs least. Zeros of a pruned weight stay zeros; where a bias
-    follows, it takes the mean of the error.
+    (GPTQ), codebook and choices are improved by turns, and each layer makes up for those before it. With
+    ``error``, frequent values are also chosen more often than they are nearest, as long as the errors of
+    all layers together stay within it: the compressed size falls most where it costs least. Zeros of a
+    pruned weight stay zeros; where a bias follows, it takes the mean of the error.
 
     When it helps: for the size of the file: ``pack`` after it stores the choices in a few bits, and they
     compress to their entropy.
@@ -76,6 +77,8 @@ class ClusterWeights(NodePass):
     """What the errors of all layers, shares of their outputs' squares, may sum up to; none: as bits give."""
     groups: int = Field(1, ge=1)
     """Codebooks of a weight, each for a run of its outputs; fewer where they do not divide evenly."""
+    compensate: bool = True
+    """Whether each layer also makes up for what became of its inputs; runs the data once more for each."""
     min_size: int = Field(1024, ge=0)
     """Leave weights with fewer elements than this alone."""
 
@@ -85,10 +88,9 @@ class ClusterWeights(NodePass):
         if not weights:
             return 0
         found = dict(self._solved(model, weights, ctx))
-        chosen = self._chosen([found[w.value] for w in weights], ctx)
-        names = Names(model)
+        planned = self._chosen([found[w.value] for w in weights], ctx)
+        chosen = self._written(model, dict(zip(weights, planned, strict=True)), ctx)
         for weight, shared in zip(weights, chosen, strict=True):
-            _write(weight, shared, names)
             for node, _ in weight.users:
                 ctx.touch(node, _told(weight, shared))
         model.ir_version = max(model.ir_version, 4)  # below, weights must be graph inputs too
@@ -132,6 +134,29 @@ class ClusterWeights(NodePass):
         problem = problem_of(matrix, seen, centred=bool(weight.biases()))
         groups = _divisor(matrix.shape[0] * matrix.shape[1], self.groups)
         return ladder(problem, 1 << self.bits, groups, seen, whole=self.error is not None)
+
+    def _written(
+        self, model: ir.Model, chosen: dict[_Weight, Shared], ctx: Context
+    ) -> list[Shared]:
+        """Write the weights, each made up for those before it, and return what they became."""
+        names, before, result = Names(model), model.clone(), dict(chosen)
+        by_rows: dict[Rows, list[_Weight]] = {}
+        for weight, shared in chosen.items():
+            rows = _rows(model, weight)
+            if rows is None or shared.shift is None or not self.compensate:
+                _write(weight, shared, names)
+            else:
+                by_rows.setdefault(rows, []).append(weight)
+        for rows, weights in by_rows.items():
+            assert ctx.feeds is not None  # else no shift were known
+            seen = drift(before, model, rows, ctx.feeds, threads=ctx.target.threads)
+            for weight in weights:
+                if seen is not None:
+                    centred = bool(weight.biases())
+                    problem = problem_of(weight.view(), None, centred)
+                    result[weight] = compensated(chosen[weight], problem, seen, centred)
+                _write(weight, result[weight], names)
+        return list(result.values())
 
     def _chosen(self, ladders: Sequence[Sequence[Shared]], ctx: Context) -> list[Shared]:
         """Return one solution for each weight: the smallest in all within the sum of errors."""

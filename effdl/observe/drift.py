@@ -1,0 +1,80 @@
+"""What a layer reads in two versions of a model, compared on calibration data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from effdl.data.feeds import Feeds
+from effdl.observe.moments import rows_wanted
+from effdl.observe.rows import Rows
+from effdl.observe.tensors import tensors
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Joint moments of the rows x that a layer read and the rows z that it reads now.
+
+    Args:
+        covariance: [groups, K, K], of z.
+        cross: [groups, K, K], the mean of (x - mean) (z - moved)^T.
+        mean: [groups, K], of x.
+        moved: [groups, K], of z.
+    """
+
+    covariance: Doubles
+    cross: Doubles
+    mean: Doubles
+    moved: Doubles
+
+
+def drift(
+    before: ir.Model, after: ir.Model, rows: Rows, feeds: Feeds, *, threads: int = 0
+) -> Drift | None:
+    """Return what is known of a layer's inputs in both models; None where they are not finite.
+
+    Args:
+        before, after: models with the value that ``rows`` names, in the same shape.
+        rows: of the layer.
+        feeds: calibration samples.
+        threads: intra-op threads, 0 for ONNX Runtime's choice.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load or run a model.
+    """
+    most = -(-rows_wanted(rows.width) // len(feeds))
+    pairs = zip(
+        tensors(before, [rows.value], feeds, threads=threads),
+        tensors(after, [rows.value], feeds, threads=threads),
+        strict=True,
+    )
+    size = (rows.groups, rows.width)
+    square, cross = np.zeros((*size, rows.width)), np.zeros((*size, rows.width))
+    mean, moved, count = np.zeros(size), np.zeros(size), 0
+    pivot: npt.NDArray[np.float32] | None = None
+    for (_, old), (_, new) in pairs:
+        x, z = rows.take(old, most), rows.take(new, most)
+        if not (np.isfinite(x).all() and np.isfinite(z).all()):
+            return None
+        if not x.shape[1]:
+            continue
+        if pivot is None:  # the spread of large numbers is lost in squares of single precision
+            pivot = x.mean(1, keepdims=True)
+        x, z = x - pivot, z - pivot
+        turned = z.transpose(0, 2, 1)
+        square += turned @ z
+        cross += x.transpose(0, 2, 1) @ z
+        mean += x.sum(1, dtype=np.float64)
+        moved += z.sum(1, dtype=np.float64)
+        count += x.shape[1]
+    if pivot is None:
+        return None
+    mean, moved = mean / count, moved / count
+    square = square / count - moved[:, :, None] * moved[:, None, :]
+    cross = cross / count - mean[:, :, None] * moved[:, None, :]
+    return Drift(square, cross, mean + pivot[:, 0], moved + pivot[:, 0])
