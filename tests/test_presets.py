@@ -18,8 +18,8 @@ NAMES = recipe.preset_names()
 
 def test_the_presets_are_there() -> None:
     wanted = (
-        "arm-int8 cnn-int8 cnn-slim fp16-cuda int8 lossless smallest-file transformer-fp32 "
-        "transformer-int8 weights-int4"
+        "arm-int8 cnn-int8 cnn-slim fp16-cuda int8 lossless smallest-file tiny-file "
+        "transformer-fp32 transformer-int8 weights-int4"
     )
     assert wanted.split() == NAMES
 

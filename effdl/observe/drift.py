@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,10 @@ from effdl.observe.rows import Rows
 from effdl.observe.tensors import tensors
 
 Doubles = npt.NDArray[np.float64]
+
+
+_LEAST_FEEDS = 128
+"""Feeds that are looked at where fewer would give rows enough."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,11 @@ def drift(
     Raises:
         ModelError: ONNX Runtime cannot load or run a model.
     """
-    most = -(-rows_wanted(rows.width) // len(feeds))
+    wanted = rows_wanted(rows.width)
+    (_, first), *_ = tensors(before, [rows.value], feeds.first(1), threads=threads)
+    each = max(1, rows.take(first, wanted).shape[1])
+    feeds = _spread(feeds, max(_LEAST_FEEDS, -(-wanted // each)))
+    most = -(-wanted // len(feeds))
     pairs = zip(
         tensors(before, [rows.value], feeds, threads=threads),
         tensors(after, [rows.value], feeds, threads=threads),
@@ -78,3 +86,9 @@ def drift(
     square = square / count - moved[:, :, None] * moved[:, None, :]
     cross = cross / count - mean[:, :, None] * moved[:, None, :]
     return Drift(square, cross, mean + pivot[:, 0], moved + pivot[:, 0])
+
+
+def _spread(feeds: Feeds, count: int) -> Feeds:
+    """Return at most about ``count`` feeds, evenly spread."""
+    step = max(1, len(feeds) // count)
+    return replace(feeds, batches=feeds.batches[::step]) if step > 1 else feeds
