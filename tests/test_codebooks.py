@@ -149,6 +149,19 @@ def test_a_price_on_bits_buys_entropy(seen: bool) -> None:
     assert np.all(np.diff(bits) < 0)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 9))
+def test_the_cells_of_priced_entries(seed: int, k: int) -> None:
+    rng = np.random.default_rng(seed)
+    books = np.sort(rng.integers(-4, 5, k)).astype(float)  # some are equal
+    prices = rng.random(k) * rng.choice([0.1, 30])
+    kept, starts = cb._cells(books.tolist(), prices.tolist())
+    x = rng.uniform(-6, 6, 50)
+    codes = np.asarray(kept)[np.searchsorted(starts, x)]
+    cost = np.square(x[:, None] - books) + prices
+    np.testing.assert_allclose(cost[np.arange(50), codes], cost.min(1))
+
+
 def test_entropy() -> None:
     assert entropy_bits(np.array([4, 4, 0])) == pytest.approx(8)
     assert entropy_bits(np.array([9])) == 0

@@ -16,7 +16,7 @@ from effdl.solve import compact
 Array = npt.NDArray[Any]
 _SPARSE = 0.1
 """Share of zeros from which a bitmap of them is tried."""
-_LEAST_SHARED = 4
+_LEAST_SHARED = 8
 """Numbers that an entry of a codebook stands for at least, on average."""
 _CUMSUM = 11
 """The opset that brought CumSum."""

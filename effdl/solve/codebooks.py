@@ -144,8 +144,11 @@ class _Picker:
 
     def pick(self, wanted: Doubles, k: int, curvature: float) -> npt.NDArray[np.intp]:
         """Return the codes of least curvature * (wanted - entry)^2 + price for input ``k``."""
-        if self._price is None and self._alone:
+        if self._alone and self._price is None:
             codes = np.searchsorted(self._middles, wanted)
+        elif self._alone and self._price is not None:
+            kept, starts = _cells(self._books[0].tolist(), (self._price[0] / curvature).tolist())
+            codes = np.asarray(kept)[np.searchsorted(starts, wanted)]
         else:
             cost = np.square(wanted[:, None] - self._books)
             if self._price is not None:
@@ -157,6 +160,34 @@ class _Picker:
         """Return the entries of codes."""
         found: Doubles = self._books[self._row, codes]
         return found
+
+
+def _cells(entries: list[float], prices: list[float]) -> tuple[list[int], list[float]]:
+    """Return which entries are ever of least (x - entry)^2 + price, and from where on each after the first.
+
+    Without the x^2 that all share these are lines, and the entries, in ascending order, those of their
+    lower envelope from left to right.
+    """
+    kept, starts = [0], [-np.inf]
+    for k in range(1, len(entries)):
+        while kept:
+            before = kept[-1]
+            apart = entries[k] - entries[before]
+            dearer = prices[k] - prices[before]
+            if apart <= 0:
+                start = np.inf if dearer >= 0 else -np.inf
+            else:
+                start = (entries[k] + entries[before] + dearer / apart) / 2
+            if start > starts[-1]:
+                break
+            kept.pop()
+            starts.pop()
+        if not kept:
+            start = -np.inf
+        if start < np.inf:
+            kept.append(k)
+            starts.append(start)
+    return kept, starts[1:]
 
 
 def assign(problem: Problem, books: Float, price: Float | None = None) -> Codes:

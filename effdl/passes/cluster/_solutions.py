@@ -13,7 +13,7 @@ from effdl.observe.moments import Moments
 from effdl.solve import codebooks as solve
 
 Doubles = npt.NDArray[np.float64]
-_RUNGS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+_RUNGS = tuple(2.0**p for p in range(12))
 """Prices of a bit, in errors of a weight at the most accurate solution."""
 PRUNED = 0.05
 """Share of exact zeros from which a weight counts as pruned."""
@@ -56,21 +56,26 @@ def problem_of(matrix: Doubles, seen: Moments | None, centred: bool) -> solve.Pr
 
 
 def ladder(
-    problem: solve.Problem, entries: int, groups: int, seen: Moments | None, *, whole: bool
+    problem: solve.Problem, entries: int, groups: int, seen: Moments | None, limit: float | None
 ) -> Sequence[Shared]:
-    """Return solutions from the most accurate to the smallest; only the first unless ``whole``."""
+    """Return solutions from the most accurate to the smallest whose relative error is within ``limit``.
+
+    The first is always there, and alone where there is no limit.
+    """
     sets, outputs, inputs = problem.weight.shape
     flat = problem.weight.reshape(sets * outputs, inputs)
     importance = np.broadcast_to(problem.importance, problem.weight.shape).reshape(flat.shape)
     pruned = problem.fixed is not None
-    zero = pruned or whole
+    zero = pruned or limit is not None
     books = solve.codebooks(flat, importance, entries, groups, zero=zero, apart=pruned)
     last = solve.solve(problem, books, zero=zero)
     found = [_shared(problem, last, seen, 0.0)]
     unit = last.error / flat.size
-    for rung in _RUNGS if whole and unit > 0 else ():
+    for rung in _RUNGS if limit is not None and unit > 0 else ():
         price = rung * unit
         now = solve.solve(problem, last.books, zero=zero, bit_price=price, start=last.codes)
+        if limit is not None and now.error > limit * problem.size:
+            break
         if now.bits < last.bits:
             found.append(_shared(problem, now, seen, price))
             last = now

@@ -133,7 +133,7 @@ class ClusterWeights(NodePass):
         matrix = weight.view()
         problem = problem_of(matrix, seen, centred=bool(weight.biases()))
         groups = _divisor(matrix.shape[0] * matrix.shape[1], self.groups)
-        return ladder(problem, 1 << self.bits, groups, seen, whole=self.error is not None)
+        return ladder(problem, 1 << self.bits, groups, seen, self.error)
 
     def _written(
         self, model: ir.Model, chosen: dict[_Weight, Shared], ctx: Context
