@@ -15,7 +15,7 @@ from effdl.solve import compact
 
 Array = npt.NDArray[Any]
 _SPARSE = 0.1
-"""Share of zeros from which a bitmap of them is tried."""
+"""Share of zeros, or of the most frequent value, from which a bitmap of them is tried."""
 _LEAST_SHARED = 8
 """Numbers that an entry of a codebook stands for at least, on average."""
 _CUMSUM = 11
@@ -51,17 +51,16 @@ def forms(array: Array, opset: int) -> Iterator[Form]:
     if array.dtype == np.float32:
         yield from _as_half(array)
         yield from _as_grid(array)
-    sparse = opset >= _CUMSUM and float(np.mean(_zeros(array))) >= _SPARSE
     found = False
     for axis in _group_axes(array):
         for coded in _coded(array, axis):
             found = True
             yield _codes_form(array, coded, axis)
-            if sparse:
+            if opset >= _CUMSUM and np.mean(coded.codes == 0) >= _SPARSE:
                 yield _sparse_codes_form(array, coded, axis)
     if found:
         return
-    if sparse:
+    if opset >= _CUMSUM and np.mean(_zeros(array)) >= _SPARSE:
         yield _sparse_values_form(array)
     if array.dtype == np.float32 and (parts := compact.planes(array.reshape(-1))) is not None:
         yield _planes_form(array, parts)
@@ -116,7 +115,7 @@ def _coded(array: Array, axis: int) -> Iterator[compact.Symbols]:
     for groups in dict.fromkeys((*counts, length)):
         if groups == 1 and axis != 0:
             continue  # the same as along the first axis
-        found = compact.symbols(rows, groups, zero=bool(_zeros(array).any()))
+        found = compact.symbols(rows, groups)
         if found is None or found.books.size * _LEAST_SHARED > array.size:
             continue
         count = compact.per_byte(found.books.shape[1])
@@ -184,7 +183,7 @@ def _codes_form(array: Array, coded: compact.Symbols, axis: int) -> Form:
 
 
 def _sparse_codes_form(array: Array, coded: compact.Symbols, axis: int) -> Form:
-    """A bitmap of the zeros, and the codes of the others."""
+    """A bitmap of the most frequent value, mostly zero, and the codes of the others."""
     codes = _in_place(coded, array.shape, axis).reshape(-1)
     mask, k = codes != 0, coded.books.shape[1]
     stream = _stream(codes[mask] - np.uint8(1), k - 1)

@@ -35,13 +35,12 @@ class Symbols:
     books: Array
 
 
-def symbols(array: Array, groups: int = 1, *, zero: bool = False) -> Symbols | None:
+def symbols(array: Array, groups: int = 1) -> Symbols | None:
     """Return an array as entries of ``groups`` codebooks, None where one has more than 256.
 
     Args:
         array: floats; its first axis is cut into ``groups`` runs.
         groups: divides the length of the first axis.
-        zero: entry 0 is the number 0 in every codebook.
     """
     bits = _bits(array).reshape(groups, -1)
     if any(len(np.unique(part[:_LOOK])) > BYTE for part in bits[:: max(1, groups // 8)]):
@@ -49,14 +48,9 @@ def symbols(array: Array, groups: int = 1, *, zero: bool = False) -> Symbols | N
     found: list[tuple[Array, Array]] = []
     for part in bits:
         values, codes, counts = np.unique(part, return_inverse=True, return_counts=True)
-        if zero and values[0] != 0:
-            values, codes = np.concatenate((values[:1] * 0, values)), codes + 1
-            counts = np.concatenate(([0], counts))
         if len(values) > BYTE:
             return None
         order = np.argsort(-counts, kind="stable")
-        if zero:
-            order = np.concatenate(([0], order[order != 0]))
         rank = np.argsort(order).astype(np.uint8)
         found.append((values[order], rank[codes]))
     k = max(len(v) for v, _ in found)
