@@ -168,7 +168,7 @@ def test_an_error_to_keep_buys_entropy() -> None:
             ClusterWeights(error=limit, compensate=False), model, feeds=feeds_of(model, 100)
         )
         bits.append(float(log.notes["bits_per_weight"]))
-        errors.append(float(log.notes["sum_of_errors"]))
+        errors.append(float(log.notes["planned_errors"]))
         assert errors[-1] <= limit
     assert bits[0] > bits[1] > bits[2]
     assert errors[0] < errors[1] < errors[2]

@@ -23,6 +23,8 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _PER_NODE = 90
 """Bytes of a node in the file, with its names; a third of it compressed."""
 _LEAST_SAVING = 0.02
+_SHARED = 8
+"""Numbers of a kind, on average, from which the entropy of their counts says something."""
 _LARGE = 256
 """Bytes from which a constant has a place of its own in the file."""
 
@@ -120,9 +122,10 @@ class Pack(Pass):
 
 
 def _bound(array: Array) -> float:
-    """Return the bits of an array by the entropy of its values."""
+    """Return the bits of an array by the entropy of its values; all it has where nearly all differ."""
     bits = np.ascontiguousarray(array).view(np.dtype(f"u{array.dtype.itemsize}"))
-    return entropy_bits(np.unique(bits, return_counts=True)[1])
+    counts = np.unique(bits, return_counts=True)[1]
+    return entropy_bits(counts) if len(counts) * _SHARED <= array.size else 8.0 * array.nbytes
 
 
 def _write(value: ir.Value, tensor: ir.TensorProtocol, form: Form, to: Builder) -> None:

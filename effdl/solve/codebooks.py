@@ -60,8 +60,8 @@ def codebooks(
         run = slice(g * rows, (g + 1) * rows)
         part, count = flat[run], counts[run]
         if apart:
-            part, count = part[part != 0], count[part != 0]
-        centres: Doubles = np.zeros(0)
+            count, part = count[part != 0], part[part != 0]
+        centres = np.zeros(0)
         if part.size:
             centres = cluster(*distinct(part, count, bins), k - apart)
         if apart:
@@ -74,8 +74,7 @@ def codebooks(
 
 def decode(codes: Codes, books: Float) -> Doubles:
     """Return the weights that codes [N, K] stand for."""
-    result: Doubles = books[_group(codes, books)[:, None], codes]
-    return result
+    return np.asarray(books[_group(codes, books)[:, None], codes], np.float64)
 
 
 @dataclass(frozen=True)

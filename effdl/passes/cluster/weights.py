@@ -89,6 +89,7 @@ class ClusterWeights(NodePass):
             return 0
         found = dict(self._solved(model, weights, ctx))
         planned = self._chosen([found[w.value] for w in weights], ctx)
+        ctx.note("planned_errors", float(f"{sum(s.relative for s in planned):.3g}"))
         chosen = self._written(model, dict(zip(weights, planned, strict=True)), ctx)
         for weight, shared in zip(weights, chosen, strict=True):
             for node, _ in weight.users:
