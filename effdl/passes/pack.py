@@ -13,7 +13,7 @@ from effdl.graph.insert import Builder
 from effdl.graph.io import METADATA_PREFIX
 from effdl.graph.walk import all_graphs, is_op, opset
 from effdl.graph.weights import Array, Names
-from effdl.measure.size import compressed_size
+from effdl.measure.size import zstd_bytes
 from effdl.passes._pack_forms import Form, forms
 from effdl.passes.base import Context, Pass
 from effdl.solve.entropy import entropy_bits
@@ -118,7 +118,7 @@ class Pack(Pass):
         return best, was, int(least)
 
     def _size(self, array: Array) -> int:
-        return array.nbytes if self.smallest == "raw" else compressed_size(array.tobytes())
+        return array.nbytes if self.smallest == "raw" else zstd_bytes(array.tobytes())
 
 
 def _bound(array: Array) -> float:
