@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +39,10 @@ def fit(
     kept: Kept,
     feeds: Feeds,
     *,
-    changed: Collection[str] = (),
     threads: int,
     max_bytes: int,
+    changed: Collection[str] = (),
+    wanted: Mapping[str, str] | None = None,
 ) -> list[Fitted]:
     """Fit every layer behind the first change to what it put out in the old model.
 
@@ -53,17 +54,19 @@ def fit(
         new: the pruned one; its weights and biases are changed.
         kept: see ``Kept``.
         feeds: calibration samples.
-        changed: names of values of the new model that are others for more reasons than ``kept``.
         threads: intra-op threads, 0 for ONNX Runtime's choice.
         max_bytes: that the moments of the layers of one sweep may take.
+        changed: values of the new model that hold something else than in the old one.
+        wanted: values of the old model that others of the new one should be like, by the names of those;
+            values that are not named should stay what they are. The layers that make them are fitted too.
     """
-    names, done = Names(new), list[Fitted]()
-    first = {name for name, _ in kept} | set(changed)
+    names, done, targets = Names(new), list[Fitted](), dict(wanted or {})
+    behind = set(_behind(new, {*(name for name, _ in kept), *changed}))
     known = {o.name for n in old.graph for o in n.outputs}
-    forms = [f for n in _behind(new, first) if (f := layer_form(n)) is not None]
-    forms = [f for f in forms if f.takes_bias and _target(f).name in known]
+    forms = [f for f in _forms(new) if f.node in behind or _target(f) in targets]
+    forms = [f for f in forms if targets.get(_target(f), _target(f)) in known]
     for group in _sweeps(forms, old, len(feeds), max_bytes):
-        layers = {form.node: _pair(form, kept) for form in group}
+        layers = {form.node: _pair(form, kept, targets) for form in group}
         by_node = {form.node: form for form in group}
         for node, seen, held in pairs(old, new, layers, feeds, threads=threads):
             form = by_node[node]
@@ -73,27 +76,37 @@ def fit(
     return done
 
 
-def _target(form: LayerForm) -> ir.Value:
-    """Return the value whose old contents a layer is fitted to."""
-    return form.total if form.total is not None else form.result
+def learnable(model: ir.Model) -> set[str]:
+    """Return the values that layers make which can be fitted to others."""
+    return {_target(form) for form in _forms(model)}
 
 
-def _behind(model: ir.Model, first: Collection[str]) -> Iterator[ir.Node]:
+def _forms(model: ir.Model) -> Iterator[LayerForm]:
+    for node in model.graph:
+        form = layer_form(node)
+        if form is not None and form.takes_bias:
+            yield form
+
+
+def _behind(model: ir.Model, changed: set[str]) -> Iterator[ir.Node]:
     """Yield the nodes that see something that changed."""
-    changed = set(first)
     for node in model.graph:
         if any(v is not None and v.name in changed for v in node.inputs):
             changed.update(o.name or "" for o in node.outputs)
             yield node
 
 
-def _pair(form: LayerForm, kept: Kept) -> Pair:
+def _target(form: LayerForm) -> str:
+    return (form.total if form.total is not None else form.result).name or ""
+
+
+def _pair(form: LayerForm, kept: Kept, wanted: Mapping[str, str]) -> Pair:
     target = _target(form)
     return Pair(
         form.rows,
-        target.name or "",
+        wanted.get(target, target),
         form.axis,
-        kept.get((target.name or "", form.axis)),
+        kept.get((target, form.axis)),
         (form.beside.name or "") if form.beside is not None else "",
     )
 

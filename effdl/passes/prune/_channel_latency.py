@@ -41,7 +41,7 @@ def latency_plan(
     Raises:
         EffdlError: the target cannot be measured.
     """
-    clock = _Clock(model, ctx)
+    clock = Clock(model, ctx)
     half = [int(c.kept[np.argmin(np.abs(c.kept - c.kept[0] / 2))]) for c in choices]
     cost = _times(
         model, found, [o.group for o in orders], half, clock.both(_cut(model, found, orders, half))
@@ -74,7 +74,7 @@ def _rank(reached: float, share: float) -> float:
     return (reached - share) * 3 if reached > share else share - reached
 
 
-class _Clock:
+class Clock:
     """Measures models beside the one that is to be pruned."""
 
     def __init__(self, model: ir.Model, ctx: Context) -> None:
@@ -140,7 +140,7 @@ def _times(
 ) -> Cost:
     """Return milliseconds by channels kept, a straight line for each node."""
     nodes = {n.name or "": n for n in model.graph}
-    before, after = (_by_node(p, nodes) for p in profiles)
+    before, after = (by_node(p, nodes) for p in profiles)
     terms = Terms(found, groups)
     counts = np.array(half, np.float64)
     rest = profiles[0].wall_ms - sum(before.values())
@@ -161,7 +161,7 @@ def _slope(ms: float, half_ms: float, left: float) -> float:
     return float(np.clip((ms - half_ms) / (1 - left), 0.0, ms)) if left < 1 else 0.0
 
 
-def _by_node(found: Profile, nodes: Mapping[str, ir.Node]) -> dict[str, float]:
+def by_node(found: Profile, nodes: Mapping[str, ir.Node]) -> dict[str, float]:
     """Return the time of kernels by the node that does most of their work."""
     times: dict[str, float] = {}
     for kernel in found.nodes:
