@@ -23,9 +23,9 @@ Codes = npt.NDArray[np.uint8]
 _DAMPING = 0.01
 """Share of the mean second moment that is added to all, so that the inverse exists (GPTQ)."""
 _PANEL = 128
-_STEPS = 8
+_STEPS = 6
 """Of conjugate gradients in a refit, at most; each costs one product with H."""
-_SMALL = 1e-6
+_SMALL = 1e-4
 """Of the first residual's square: where conjugate gradients end."""
 
 
@@ -402,6 +402,7 @@ def solve(
     bit_price: float = 0.0,
     start: Codes | None = None,
     rounds: int = 2,
+    sweeps: int = 2,
 ) -> Solution:
     """Choose codes and fit the codebooks to them by turns, for the least error + bit_price * bits.
 
@@ -415,12 +416,13 @@ def solve(
         bit_price: error that a bit must save.
         start: codes to go on from; GPTQ's where none are given.
         rounds: of codes and codebooks.
+        sweeps: of ``descend`` in a round.
     """
     codes = assign(problem, books, None) if start is None else start
     best = _solution(problem, codes, books)
     for _ in range(rounds):
         price = bit_price * code_lengths(_counts(best.codes, best.books)) if bit_price else None
-        codes = descend(problem, best.codes, best.books, price)
+        codes = descend(problem, best.codes, best.books, price, sweeps=sweeps)
         now = _solution(problem, codes, best.books)
         fitted = _solution(problem, *refit(problem, codes, best.books, zero=zero))
         now = fitted if fitted.error < now.error else now

@@ -73,7 +73,9 @@ def ladder(
     unit = last.error / flat.size
     for rung in _RUNGS if limit is not None and unit > 0 else ():
         price = rung * unit
-        now = solve.solve(problem, last.books, zero=zero, bit_price=price, start=last.codes)
+        now = solve.solve(  # each rung starts from the one before: a round is enough
+            *(problem, last.books), zero=zero, bit_price=price, start=last.codes, rounds=1, sweeps=1
+        )
         if limit is not None and now.error > limit * problem.size:
             break
         if now.bits < last.bits:
