@@ -54,7 +54,7 @@ class PruneChannels(NodePass):
     weights (l1, l2), scales of batch norms, sizes of activations times weights, or chance as a control."""
     distribution: Distribution = "plan"
     """How many go where: as the plan of least error has it, by one threshold for all, or alike everywhere."""
-    rounds: int = Field(3, ge=1, le=20)
+    rounds: int = Field(1, ge=1, le=20)
     """In so many steps channels go, with statistics taken anew before each."""
     repair: bool = True
     """Fit the layers that are left to what they put out before."""
