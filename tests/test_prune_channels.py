@@ -118,6 +118,7 @@ def test_without_data_nothing_is_fitted() -> None:
     changes, log = run_pass(PruneChannels(macs=0.6), model)
     assert changes
     assert "layers_fitted" not in log.notes
+    assert "--data" in str(log.notes["repair"])
 
 
 def test_what_stays_and_why() -> None:
@@ -134,7 +135,7 @@ def test_out_of_reach_changes_nothing() -> None:
     changes, log = run_pass(PruneChannels(macs=0.01, min_keep=0.5), model, feeds=feeds)
     assert changes == 0
     assert io.to_bytes(model) == before
-    assert "lower min_keep" in log.skipped[-1][1]
+    assert "lower min_keep" in log.skipped[0][1]
 
 
 def test_one_goal_at_a_time() -> None:

@@ -78,17 +78,19 @@ class Rounds:
         """Prune; return the channels before and after of each group that lost some, by its first layer."""
         ctx, goal = self._ctx, self._goal
         found = channels(self._model)
-        groups = self._groups(found, tell=True)
-        if not groups:
+        groups = self._groups(found)
+        self._sizes = {g.name: len(g) for g in groups}
+        start = self._cost(found, groups).of(_counts(groups)) if groups else 0.0
+        reached = not groups or self._in_reach(found, groups, start * goal.share)
+        self._groups(found, tell=True)
+        if not groups or not reached:
             return {}
         if ctx.feeds is not None and len(ctx.feeds) > 1:
             self._feeds = batched(self._model, ctx.feeds, threads=ctx.target.threads)
+        else:
+            ctx.note("repair", "none without calibration data (--data)")
         old, kept = self._model.clone(), Kept()
-        self._sizes = {g.name: len(g) for g in groups}
         left = dict(self._sizes)
-        start = self._cost(found, groups).of(_counts(groups))
-        if not self._in_reach(found, groups, start * goal.share):
-            return {}
         rounds = goal.rounds if self._feeds is not None else 1
         for number in range(1, rounds + 1):
             if number > 1:
