@@ -15,7 +15,9 @@ from effdl.graph import io
 from effdl.graph.clean import clean
 from effdl.graph.cost import model_cost
 from effdl.graph.cost import params as count_params
+from effdl.passes.fold.batchnorm import FoldBatchnorm
 from effdl.passes.prune import _channel_latency
+from effdl.passes.prune._channel_guess import rectified
 from effdl.passes.prune.channels import PruneChannels
 from effdl.passes.simplify import Simplify
 from tests.support import SAMPLES, Effdl, context, from_text, outputs, rel_l2, run_pass
@@ -119,6 +121,26 @@ def test_without_data_nothing_is_fitted() -> None:
     assert changes
     assert "layers_fitted" not in log.notes
     assert "--data" in str(log.notes["repair"])
+
+
+@pytest.mark.parametrize("name", ["digits_mlp", "digits_cnn"])
+def test_without_data_the_weights_tell_what_makes_up_for_it(name: str) -> None:
+    errors = {}
+    for repair in (False, True):
+        model, _ = sample(name)
+        FoldBatchnorm().run(model, context())
+        clean(model)
+        before = model.clone()
+        run_pass(PruneChannels(macs=0.7, repair=repair), model)
+        errors[repair] = error(before, model, name)
+    assert errors[True] < 0.9 * errors[False]
+
+
+def test_moments_of_rectified_normal_numbers() -> None:
+    rng = np.random.default_rng(0)
+    mix = rng.standard_normal((4, 4))
+    seen = np.maximum(rng.standard_normal((400_000, 4)) @ mix.T, 0)
+    np.testing.assert_allclose(rectified(mix @ mix.T), np.cov(seen.T), atol=0.05)
 
 
 def test_what_stays_and_why() -> None:

@@ -18,9 +18,10 @@ from effdl.observe.moments import Moments, moments
 from effdl.passes._fit import Kept, fit
 from effdl.passes.base import Context
 from effdl.passes.prune._channel_cost import macs, params
+from effdl.passes.prune._channel_guess import guessed
 from effdl.passes.prune._channel_latency import latency_plan
 from effdl.passes.prune._channel_order import Order, Saliency, needed, order
-from effdl.passes.prune._channel_trial import Trials
+from effdl.passes.prune._channel_trial import Trials, do_without
 from effdl.solve.channel_plan import Choice, Cost, plan, thresholded, uniform
 
 MARK = METADATA_PREFIX + "prune_channels"
@@ -88,7 +89,7 @@ class Rounds:
         if ctx.feeds is not None and len(ctx.feeds) > 1:
             self._feeds = batched(self._model, ctx.feeds, threads=ctx.target.threads)
         else:
-            ctx.note("repair", "none without calibration data (--data)")
+            ctx.note("repair", "guessed from the weights, without calibration data (--data)")
         old, kept = self._model.clone(), Kept()
         left = dict(self._sizes)
         rounds = goal.rounds if self._feeds is not None else 1
@@ -155,7 +156,13 @@ class Rounds:
             counts = self._by_cost(found, groups, orders, choices, budget)
         if counts is None:
             return None
-        return [o.units[: len(o.units) - k] for o, k in zip(orders, counts, strict=True)]
+        gone = [o.units[: len(o.units) - k] for o, k in zip(orders, counts, strict=True)]
+        if self._goal.repair and self._feeds is None:
+            for made, units in zip(orders, gone, strict=True):
+                if len(units):
+                    seen = guessed(found, made.group)
+                    do_without(self._model, self._model, made, len(units), found, seen)
+        return gone
 
     def _by_cost(
         self,
@@ -197,13 +204,13 @@ class Rounds:
             if counts is None:
                 return None
             self._final = {g.name: k for g, k in zip(groups, counts, strict=True)}
-        found_counts = []
+        analysedcounts = []
         for group, choice in zip(groups, choices, strict=True):
             size, last = self._sizes[group.name], self._final[group.name]
             aim = size - (size - last) * way
             allowed = choice.kept[choice.kept >= aim - 1e-9]
-            found_counts.append(last if way == 1 else int(allowed.min(initial=len(group))))
-        return found_counts
+            analysedcounts.append(last if way == 1 else int(allowed.min(initial=len(group))))
+        return analysedcounts
 
     def _repair(self, old: ir.Model, kept: Kept) -> None:
         if not self._goal.repair or self._feeds is None:
@@ -231,13 +238,15 @@ class Rounds:
         if goal.distribution == "plan" and self._feeds is not None:
             trials = Trials(self._model, _some(self._feeds), self._ctx.target)
         orders, curves = [], []
-        for group, seen in self._seen(groups):
+        for group, seen in self._seen(found, groups):
             made = order(found, group, seen, goal.saliency, rng)
             orders.append(made)
             curves.append(([0.0], [0.0]) if trials is None else trials.curve(made, found, seen))
         return orders, curves
 
-    def _seen(self, groups: Sequence[Group]) -> Iterator[tuple[Group, dict[Role, Moments]]]:
+    def _seen(
+        self, analysed: Channels, groups: Sequence[Group]
+    ) -> Iterator[tuple[Group, dict[Role, Moments]]]:
         """Yield each group with the moments of what its readers read, few of them in memory at a time."""
         rows = needed(groups) if self._feeds is not None else {}
         uses = {role: sum(role in g.roles for g in groups) for role in rows}
@@ -259,6 +268,9 @@ class Rounds:
                 if found is None:
                     break
                 held[found[0]] = found[1]
+            if self._feeds is None:
+                yield group, guessed(analysed, group)
+                continue
             yield group, {r: held[r] for r in wanted if r in held}
             for role in wanted:
                 uses[role] -= 1

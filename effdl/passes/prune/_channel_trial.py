@@ -73,13 +73,13 @@ class Trials:
             gone = int(level * len(order.units))
             if gone and order.errors[gone] > inner[-1]:
                 copy = self.model.clone()
-                _without(copy, self.model, order, gone, found, seen)
+                do_without(copy, self.model, order, gone, found, seen)
                 inner.append(float(order.errors[gone]))
                 outer.append(max(outer[-1], self.error(copy)))
         return inner, outer
 
 
-def _without(
+def do_without(
     copy: ir.Model,
     model: ir.Model,
     order: Order,
