@@ -21,6 +21,8 @@ OPTIONS = {
     "low_rank": {"ratio": 0.5},
     "separable": {"energy": 0.9, "measure": False},
     "convert_opset": {"to": 18},
+    "prune_channels": {"keep": 0.75},  # no trials, which take long and are tested elsewhere
+    "cluster_weights": {"bits": 6, "compensate": False},
 }
 SAMPLE_NAMES = ("digits_cnn", "digits_mlp", "digits_transformer")
 

@@ -27,7 +27,7 @@ def sample(name: str) -> tuple[ir.Model, Feeds]:
     model = io.load(SAMPLES / f"{name}.onnx")
     Simplify().run(model, context())
     clean(model)
-    return model, load_npz(SAMPLES / f"{name}.calib.npz", model).first(64)
+    return model, load_npz(SAMPLES / f"{name}.calib.npz", model).first(48)
 
 
 def error(before: ir.Model, after: ir.Model, name: str) -> float:
