@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 from pydantic import Field, model_validator
 
-from effdl.graph.channels import Group
+from effdl.graph.channels import Group, channels
 from effdl.passes.base import Context, NodePass
 from effdl.passes.prune._channel_order import Saliency
 from effdl.passes.prune._channel_rounds import MARK, Distribution, Goal, Rounds
@@ -76,9 +76,8 @@ class PruneChannels(NodePass):
         removed = rounds.run()
         for name, (before, after) in removed.items():
             ctx.touch(name, f"{before} -> {after} channels")
-        if removed:
-            for node in model.graph:
-                node.metadata_props[MARK] = "done"
+        for node in {n for g in channels(model).groups for n in g.makers} if removed else ():
+            node.metadata_props[MARK] = "done"
         return len(removed)
 
     def candidates(self, model: ir.Model, ctx: Context) -> list[str] | None:
