@@ -26,6 +26,9 @@ SMALLER = {  # preset -> largest allowed share of the file, zstd
     "cnn-slim": 1.01,
     "int8": 0.6,
     "weights-int4": 0.45,
+    "cnn-thin": 0.8,
+    "cnn-thin-int8": 0.45,
+    "tiny-file": 0.3,
 }
 NOTHING_TO_DO = {("transformer-int8", "digits_cnn")}  # hardly a matrix product in it
 
