@@ -78,8 +78,7 @@ def explain(
     twin = model.clone()
     with scratch() as folder:
         if simplify:
-            passes.get("simplify")().run(twin, Context(target, None, 0, folder, PassLog()))
-            clean(twin)
+            _simplify(twin, target, folder)
         match_patterns(step, model, twin)
         ctx = Context(target, None, 0, folder, PassLog())
         changes, reason = 0, step.pass_.too_old(twin)
@@ -103,6 +102,12 @@ def explain(
         tuple(log.skipped),
         reason,
     )
+
+
+def _simplify(model: ir.Model, target: Target, folder: Path) -> None:
+    """Clean a model up, as recipes do first."""
+    passes.get("simplify")().run(model, Context(target, None, 0, folder, PassLog()))
+    clean(model)
 
 
 def _run(step: Step, model: ir.Model, twin: ir.Model, ctx: Context) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,20 @@ def zstd_size(path: Path) -> int:
     return sum(_file_size(f) for f in (path, *data_files(path)))
 
 
-def zstd_bytes(data: npt.NDArray[np.generic] | bytes) -> int:
+def zstd_bytes(array: npt.NDArray[np.generic]) -> int:
     """Return the bytes of a constant after zstd at level 3."""
-    array = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    compressor = _zstd().ZstdCompressor(level=LEVEL)
-    parts = (flat[i : i + _CHUNK] for i in range(0, flat.size, _CHUNK))
-    return sum(len(compressor.compress(p.tobytes())) for p in parts) + len(compressor.flush())
+    return _compressed(flat[i : i + _CHUNK].tobytes() for i in range(0, flat.size, _CHUNK))
 
 
 def _file_size(path: Path) -> int:
-    compressor = _zstd().ZstdCompressor(level=LEVEL)
-    total = 0
     with path.open("rb") as f:
-        while chunk := f.read(_CHUNK):
-            total += len(compressor.compress(chunk))
-    return total + len(compressor.flush())
+        return _compressed(iter(lambda: f.read(_CHUNK), b""))
+
+
+def _compressed(parts: Iterable[bytes]) -> int:
+    compressor = _zstd().ZstdCompressor(level=LEVEL)
+    return sum(len(compressor.compress(p)) for p in parts) + len(compressor.flush())
 
 
 def _zstd() -> Any:

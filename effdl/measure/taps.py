@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +15,7 @@ from effdl.measure.fidelity import fit
 from effdl.runtime.session import Session, open_session
 from effdl.runtime.target import Target
 
+K = TypeVar("K", bound=Hashable)
 _ANY_OPSET = 13
 
 
@@ -67,12 +69,21 @@ def sizes(
     return {n: known[n] * np.dtype(ports[n].dtype).itemsize for n in names if n in known}
 
 
-def chunks(names: Sequence[str], size: Mapping[str, int], max_bytes: int) -> Iterator[list[str]]:
-    """Split ``names`` so that each part fits into ``max_bytes`` (but holds at least one)."""
-    chunk: list[str] = []
+def chunks(
+    names: Iterable[K], size: Mapping[K, int], max_bytes: int, most: int | None = None
+) -> Iterator[list[K]]:
+    """Split ``names`` so that each part fits into ``max_bytes`` (but holds at least one).
+
+    Args:
+        names: of tensors or layers.
+        size: bytes of each.
+        max_bytes: of a part.
+        most: names in a part, None for any number.
+    """
+    chunk: list[K] = []
     used = 0
     for name in names:
-        if chunk and used + size[name] > max_bytes:
+        if chunk and (used + size[name] > max_bytes or len(chunk) == most):
             yield chunk
             chunk, used = [], 0
         chunk.append(name)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from effdl.data.feeds import Feeds
+from effdl.measure.taps import chunks
 from effdl.observe.rows import Rows
 from effdl.observe.tensors import tensors
 
@@ -93,20 +94,14 @@ def moments(
                 yield key, found
 
 
+def moment_bytes(rows: Rows) -> int:
+    """Return the bytes of the second moments of a layer."""
+    return 8 * rows.groups * rows.width**2
+
+
 def _groups(layers: Mapping[K, Rows], max_bytes: int) -> Iterator[list[K]]:
-    group: list[K] = []
-    used = 0
-    for key, rows in layers.items():
-        size = 8 * rows.groups * rows.width**2
-        if size > MAX_BYTES:
-            continue
-        if group and used + size > max_bytes:
-            yield group
-            group, used = [], 0
-        group.append(key)
-        used += size
-    if group:
-        yield group
+    sizes = {k: n for k, rows in layers.items() if (n := moment_bytes(rows)) <= MAX_BYTES}
+    return chunks(sizes, sizes, max_bytes)
 
 
 class _Sums:

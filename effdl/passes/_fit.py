@@ -12,6 +12,8 @@ import onnx_ir as ir
 from effdl.data.feeds import Feeds
 from effdl.graph.cost import model_cost
 from effdl.graph.weights import Names
+from effdl.measure.taps import chunks
+from effdl.observe.moments import moment_bytes
 from effdl.observe.pairs import Pair, pairs
 from effdl.passes._layer_form import LayerForm, layer_form
 from effdl.solve.refit import refit
@@ -117,15 +119,6 @@ def _sweeps(
     """Cut the layers into as many groups as there is time to run the models for."""
     macs = max(1, model_cost(old).macs or 1) * 2 * feeds
     sweeps = min(len(forms), max(_LEAST_SWEEPS, round(_MACS / macs)))
-    size = -(-len(forms) // max(1, sweeps))
-    group: list[LayerForm] = []
-    used = 0
-    for form in forms:
-        need = 32 * form.rows.groups * form.rows.width**2
-        if group and (len(group) >= size or used + need > max_bytes):
-            yield group
-            group, used = [], 0
-        group.append(form)
-        used += need
-    if group:
-        yield group
+    most = -(-len(forms) // max(1, sweeps))
+    sizes = {form: 4 * moment_bytes(form.rows) for form in forms}
+    return chunks(forms, sizes, max_bytes, most)

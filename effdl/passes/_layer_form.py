@@ -102,11 +102,11 @@ def layer_form(node: ir.Node) -> LayerForm | None:
         return None
     channels = int(tensor.shape.numpy()[0 if _outputs_first(node) else 1])
     axis = 1 if is_op(node, "Conv") else -1
-    bias, result = _bias(node, channels)
-    if bias == "shared":
+    if not _free(node, channels):
         return None
+    bias, result = _bias(node, channels)
     total, beside = _residual(result)
-    return LayerForm(node, rows, axis, bias, result, total, beside)  # type: ignore[arg-type]
+    return LayerForm(node, rows, axis, bias, result, total, beside)
 
 
 def _outputs_first(node: ir.Node) -> bool:
@@ -118,13 +118,19 @@ def _plain(node: ir.Node) -> bool:
     return plain and not int_attr(node, "transA", 0)
 
 
-def _bias(node: ir.Node, channels: int) -> tuple[tuple[ir.Node, int] | str | None, ir.Value]:
-    """Return where the bias stands and the value with it; ``shared`` where it cannot be changed."""
+def _free(node: ir.Node, channels: int) -> bool:
+    """Whether the node has no bias of its own, or a constant one with a number for each output."""
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        return True
+    array = constant(node.inputs[2])
+    return array is not None and array.shape == (channels,)
+
+
+def _bias(node: ir.Node, channels: int) -> tuple[tuple[ir.Node, int] | None, ir.Value]:
+    """Return where the bias stands, None without one, and the value with it."""
     out = node.outputs[0]
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        array = constant(node.inputs[2])
-        fits = array is not None and array.size == channels and array.ndim == 1
-        return ((node, 2) if fits else "shared"), out
+        return (node, 2), out
     user = only_user(out)
     if is_op(node, "MatMul") and user is not None and is_op(user, "Add"):
         for index in (0, 1):
@@ -140,8 +146,6 @@ def _residual(value: ir.Value) -> tuple[ir.Value | None, ir.Value | None]:
     if user is None or not is_op(user, "Add"):
         return None, None
     other = user.inputs[1 if user.inputs[0] is value else 0]
-    if other is None or other is value or constant_tensor(other) is not None:
-        return None, None
-    if user.inputs[0] is value and user.inputs[1] is value:
+    if other is None or constant_tensor(other) is not None:
         return None, None
     return user.outputs[0], other

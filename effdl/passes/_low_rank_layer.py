@@ -101,6 +101,8 @@ def usable_weight(node: ir.Node, in_function: bool) -> tuple[ir.TensorProtocol |
         reason = f"its weight '{value.name}' has other users"
     if not reason and in_function:
         reason = "inside a function, which holds no weights of its own: inline it first"
+    if not reason and not np.isfinite(tensor.numpy().astype(np.float64)).all():
+        reason = "its weight has infinities or NaN"
     return (None, reason) if reason else (tensor, "")
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 from pydantic import Field, model_validator
 
@@ -154,8 +153,6 @@ class LowRank(NodePass):
             if not is_op(node, *LAYERS) or not self.selected(node):
                 continue
             tensor, reason = usable_weight(node, node in in_functions)
-            if tensor is not None and not np.isfinite(tensor.numpy().astype(np.float64)).all():
-                tensor, reason = None, "its weight has infinities or NaN"
             if tensor is not None:
                 yield node, tensor
             elif reason:

@@ -118,7 +118,7 @@ class Pack(Pass):
         return best, was, int(least)
 
     def _size(self, array: Array) -> int:
-        return array.nbytes if self.smallest == "raw" else zstd_bytes(array.tobytes())
+        return array.nbytes if self.smallest == "raw" else zstd_bytes(array)
 
 
 def _bound(array: Array) -> float:

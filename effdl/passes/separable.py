@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
@@ -127,8 +126,6 @@ class Separable(NodePass):
                     ctx.skip(node, "it has one input channel")
                     continue
             tensor, reason = usable_weight(node, node in in_functions)
-            if tensor is not None and not np.isfinite(tensor.numpy().astype(np.float64)).all():
-                tensor, reason = None, "its weight has infinities or NaN"
             if tensor is not None:
                 yield node, tensor
             elif reason:

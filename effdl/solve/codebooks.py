@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from effdl.solve.blocks import inverse_factor
 from effdl.solve.clusters import BINS, cluster, distinct
 from effdl.solve.entropy import code_lengths, entropy_bits
 
@@ -222,7 +223,7 @@ def _assign(weight: Doubles, moments: Doubles, picker: _Picker) -> Codes:
     h[dead, dead] = 1.0
     h[np.diag_indices(inputs)] += _DAMPING * float(np.mean(np.diag(h)))
     order = np.argsort(-np.diag(h), kind="stable")
-    upper = _inverse_factor(h[np.ix_(order, order)])
+    upper = inverse_factor(h[np.ix_(order, order)])
     work = np.array(weight.T[order], np.float64, order="C")
     codes = np.empty(work.shape, np.uint8)
     for start in range(0, inputs, _PANEL):
@@ -236,19 +237,6 @@ def _assign(weight: Doubles, moments: Doubles, picker: _Picker) -> Codes:
             errors[k - start] = error
         work[end:] -= upper[start:end, end:].T @ errors
     return codes
-
-
-def _inverse_factor(h: Doubles) -> Doubles:
-    """Return the upper Cholesky factor of the inverse of a positive matrix."""
-    size = float(np.mean(np.diag(h)))
-    for damping in (0.0, 0.1, 1.0, 10.0):
-        try:
-            raised = h + np.eye(len(h)) * damping * size
-            factor: Doubles = np.linalg.cholesky(np.linalg.inv(raised)).T
-            return factor
-        except np.linalg.LinAlgError:
-            continue
-    return np.eye(len(h))  # no input makes up for another
 
 
 def descend(
@@ -356,25 +344,6 @@ def _ordered(codes: Codes, books: Doubles) -> tuple[Codes, Doubles]:
     order = np.argsort(single, axis=1, kind="stable")
     rank = np.argsort(order, axis=1, kind="stable").astype(np.uint8)
     return rank[_group(codes, books)[:, None], codes], np.take_along_axis(single, order, axis=1)
-
-
-def adapted(weight: Doubles, moments: Doubles, cross: Doubles) -> Doubles:
-    """Return the weights that make of changed inputs z what ``weight`` made of x, as well as it goes.
-
-    The least of E |W x - V z|^2 + d |V - W|^2 is at V = W + W (C - G) (G + d)^-1, with G = E z z^T and
-    C = E x z^T (He, Zhang, Sun, Channel pruning, 2017, section 3.2, refit so on what the layers before
-    changed).
-
-    Args:
-        weight: [sets, N, K].
-        moments: G, [sets, K, K].
-        cross: C, [sets, K, K].
-    """
-    found = []
-    for w, g, c in zip(weight, moments, cross, strict=True):
-        damping = _DAMPING * float(np.mean(np.diag(g))) or 1.0
-        found.append(w + np.linalg.solve(g + damping * np.eye(len(g)), (w @ (c - g)).T).T)
-    return np.stack(found)
 
 
 @dataclass(frozen=True)

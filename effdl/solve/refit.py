@@ -112,11 +112,20 @@ def refit(weight: Float, seen: Moments, held: Moments) -> Fit:
 
 def ridge(weight: Float, seen: Moments, shrink: float) -> Float:
     """Return the weight that fits best, with ``shrink`` times the mean of diag G as the price of changes."""
-    inner = seen.inner.copy()
-    diagonal = np.diagonal(inner, axis1=1, axis2=2)
-    lam = shrink * diagonal.mean(1, keepdims=True)
-    lam = np.where(lam > 0, lam, 1.0)
+    return towards(weight, seen.inner, seen.cross, shrink)
+
+
+def towards(weight: Float, inner: Float, cross: Float, shrink: float) -> Float:
+    """Return the ridge regression that is drawn towards a weight, see the head of this file.
+
+    Args:
+        weight: W, [groups, N, K].
+        inner: G, [groups, K, K]; ``cross``: T, [groups, N, K].
+        shrink: lam, in shares of the mean of diag G.
+    """
     at = np.arange(inner.shape[1])
-    inner[:, at, at] += lam
-    right = seen.cross - weight @ seen.inner
-    return weight + np.linalg.solve(inner, right.transpose(0, 2, 1)).transpose(0, 2, 1)
+    lam = shrink * inner[:, at, at].mean(1, keepdims=True)
+    lifted = inner.copy()
+    lifted[:, at, at] += np.where(lam > 0, lam, 1.0)
+    right = cross - weight @ inner
+    return weight + np.linalg.solve(lifted, right.transpose(0, 2, 1)).transpose(0, 2, 1)

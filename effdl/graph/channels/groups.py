@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from effdl.graph.channels.labels import Ints, Units
@@ -17,7 +16,6 @@ from effdl.graph.probes import Probes, probe
 from effdl.graph.walk import nodes_in, subgraphs_of
 from effdl.graph.weights import constant_tensor
 
-Mask = npt.NDArray[np.bool_]
 _TRIES = 3
 
 

@@ -27,7 +27,7 @@ def elementwise(trace: Trace, node: ir.Node) -> None:
             sizes = trace.sizes(value)
             for k in range(1, len(mine) + 1):
                 one = bool(sizes) and all(s[-k] == 1 for s in sizes)
-                if not one and (mine[-k] is not None or axes[-k] is not None):
+                if not one:
                     trace.tie(mine[-k], axes[-k])
 
 
@@ -40,12 +40,8 @@ def first_input(trace: Trace, node: ir.Node) -> None:
 
 def spatial(trace: Trace, node: ir.Node) -> None:
     """Tie batch and channels; a window moves over the others."""
-    x, y = node.inputs[0], node.outputs[0]
-    rest = range(2, len(trace.of(x)))
-    trace.same(x, y, rest)
-    why = told(node, "a window moves over it")
-    trace.stop_value(x, why, (0, 1))
-    trace.stop_value(y, why, (0, 1))
+    spatial_only(trace, node)
+    trace.tie(trace.axis(node.inputs[0], 1), trace.axis(node.outputs[0], 1))
     for out in node.outputs[1:]:
         trace.stop_value(out, told(node, "read as positions"))
 
@@ -59,13 +55,13 @@ def conv(trace: Trace, node: ir.Node) -> None:
     rows, columns = trace.axis(w, 0), trace.axis(w, 1)
     trace.stop_value(w, told(node, "a kernel"), (0, 1))
     _per_channel(trace, node, 2, out)
-    _pair(trace, out, rows)
+    trace.tie(out, rows)
     if len(node.inputs) > 3:  # FusedConv adds it
         trace.same(node.inputs[3], y)
     if groups == 1:
         trace.role(node, 1, 0, OUT)
         trace.role(node, 1, 1, IN)
-        _pair(trace, into, columns)
+        trace.tie(into, columns)
         return
     if into is None or out is None or rows is None:
         barrier(trace, node, told(node, "its groups have one channel in all"))
@@ -102,11 +98,11 @@ def conv_transpose(trace: Trace, node: ir.Node) -> None:
     if groups == 1:
         trace.role(node, 1, 0, IN)
         trace.role(node, 1, 1, OUT)
-        _pair(trace, into, rows)
-        _pair(trace, out, columns)
+        trace.tie(into, rows)
+        trace.tie(out, columns)
         return
     trace.stop(columns, told(node, "a group stays whole"))
-    _pair(trace, into, rows)
+    trace.tie(into, rows)
     if into is None or out is None or len(into) != groups:
         barrier(trace, node, told(node, "a grouped ConvTranspose"))
         return
@@ -120,22 +116,14 @@ def spatial_only(trace: Trace, node: ir.Node) -> None:
     why = told(node, "a window moves over it")
     trace.stop_value(x, why, (0, 1))
     trace.stop_value(y, why, (0, 1))
-    a, b = trace.axis(x, 0), trace.axis(y, 0)
-    if a is not None or b is not None:
-        trace.tie(a, b)
-
-
-def _pair(trace: Trace, left: Ints | None, right: Ints | None) -> None:
-    """Tie two axes, of which both may be of length 1."""
-    if left is not None or right is not None:
-        trace.tie(left, right)
+    trace.tie(trace.axis(x, 0), trace.axis(y, 0))
 
 
 def _per_channel(trace: Trace, node: ir.Node, index: int, out: Ints | None) -> None:
     """Tie a vector at an input with the channels."""
     value = node.inputs[index] if len(node.inputs) > index else None
     if value is not None:
-        _pair(trace, trace.axis(value, -1), out)
+        trace.tie(trace.axis(value, -1), out)
 
 
 def batch_norm(trace: Trace, node: ir.Node) -> None:
@@ -202,7 +190,7 @@ def reduce(trace: Trace, node: ir.Node) -> None:
             trace.stop(trace.axis(x, k), why)
             at += keep
             continue
-        _pair(trace, trace.axis(x, k), trace.axis(y, at))
+        trace.tie(trace.axis(x, k), trace.axis(y, at))
         at += 1
 
 
@@ -213,13 +201,13 @@ def matmul(trace: Trace, node: ir.Node) -> None:
     if len(left) < 2 or len(right) < 2 or len(out) != max(len(left), len(right)):
         barrier(trace, node, told(node, "a product with a vector, or of unknown shape"))
         return
-    _pair(trace, left[-2], out[-2])
-    _pair(trace, right[-1], out[-1])
+    trace.tie(left[-2], out[-2])
+    trace.tie(right[-1], out[-1])
     for value, axes in ((a, left), (b, right)):
         sizes = trace.sizes(value) if value is not None else ()
         for k in range(3, len(axes) + 1):
             if not all(s[-k] == 1 for s in sizes):
-                _pair(trace, axes[-k], out[-k])
+                trace.tie(axes[-k], out[-k])
     _contract(trace, node, left[-1], right[-2])
     trace.role(node, 1, -2, IN)
     trace.role(node, 1, -1, OUT)
@@ -234,20 +222,20 @@ def gemm(trace: Trace, node: ir.Node) -> None:
         barrier(trace, node, told(node, "its shape is not known"))
         return
     t_a, t_b = int_attr(node, "transA", 0), int_attr(node, "transB", 0)
-    _pair(trace, trace.axis(a, t_a), trace.axis(y, 0))
-    _pair(trace, trace.axis(b, 1 - t_b), trace.axis(y, 1))
+    trace.tie(trace.axis(a, t_a), trace.axis(y, 0))
+    trace.tie(trace.axis(b, 1 - t_b), trace.axis(y, 1))
     _contract(trace, node, trace.axis(a, 1 - t_a), trace.axis(b, t_b))
     c = node.inputs[2] if len(node.inputs) > 2 else None
     if c is not None:
         for k in range(1, len(trace.of(c)) + 1):
-            if trace.axis(c, -k) is not None:
+            if trace.axis(c, -k) is not None:  # one of length 1 is repeated
                 trace.tie(trace.axis(c, -k), trace.axis(y, -k))
     trace.role(node, 1, t_b, IN)
     trace.role(node, 1, 1 - t_b, OUT)
 
 
 def _contract(trace: Trace, node: ir.Node, left: Ints | None, right: Ints | None) -> None:
-    _pair(trace, left, right)
+    trace.tie(left, right)
     constants = [v for v in node.inputs[:2] if constant_tensor(v) is not None]
     if len(constants) != 1:
         why = told(node, "two activations are multiplied along it")

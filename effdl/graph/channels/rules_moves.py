@@ -82,9 +82,7 @@ def _fold(
     x, y = node.inputs[0], node.outputs[0]
     outs = [o for o in outs if set(after[o]) != {1}]
     if len(ins) == len(outs) == 1:
-        a, b = trace.axis(x, ins[0]), trace.axis(y, outs[0])
-        if a is not None or b is not None:
-            trace.tie(a, b)
+        trace.tie(trace.axis(x, ins[0]), trace.axis(y, outs[0]))
         return
     sources = [trace.axis(x, i) for i in ins]
     goals = [trace.axis(y, o) for o in outs]
@@ -121,9 +119,7 @@ def transpose(trace: Trace, node: ir.Node) -> None:
         return
     perm = ints_attr(node, "perm") or tuple(range(rank))[::-1]
     for k, source in enumerate(perm):
-        a, b = trace.axis(x, source), trace.axis(y, k)
-        if a is not None or b is not None:
-            trace.tie(a, b)
+        trace.tie(trace.axis(x, source), trace.axis(y, k))
 
 
 def concat(trace: Trace, node: ir.Node) -> None:
@@ -176,8 +172,7 @@ def slice_(trace: Trace, node: ir.Node) -> None:
     for k in range(len(trace.of(x))):
         a, b = trace.axis(x, k), trace.axis(y, k)
         if k not in ranges:
-            if a is not None or b is not None:
-                trace.tie(a, b)
+            trace.tie(a, b)
             continue
         start, end, step = ranges[k]
         if a is None or step != 1:
@@ -231,9 +226,8 @@ def gather(trace: Trace, node: ir.Node) -> None:
         return
     others = [k for k in range(len(before)) if k != axis]
     goals = [*range(axis), *range(axis + places, len(after))]
-    for a, b in ((before[k], after[g]) for k, g in zip(others, goals, strict=True)):
-        if a is not None or b is not None:
-            trace.tie(a, b)
+    for k, g in zip(others, goals, strict=True):
+        trace.tie(before[k], after[g])
     indices = constant(where)
     source, goal = before[axis], after[axis] if places == 1 else None
     if indices is not None and places == 1 and source is not None and goal is not None:
@@ -241,11 +235,10 @@ def gather(trace: Trace, node: ir.Node) -> None:
         return
     trace.stop(source, told(node, "read by number"))
     for k in range(places):
-        a, b = trace.axis(where, k), after[axis + k]
-        if indices is None and (a is not None or b is not None):
-            trace.tie(a, b)
+        if indices is None:
+            trace.tie(trace.axis(where, k), after[axis + k])
         else:
-            trace.stop(b, told(node, "read by number"))
+            trace.stop(after[axis + k], told(node, "read by number"))
 
 
 def expand(trace: Trace, node: ir.Node) -> None:
@@ -260,7 +253,7 @@ def expand(trace: Trace, node: ir.Node) -> None:
         one = k > len(before) or all(s[-k] == 1 for s in sizes)
         if one:
             trace.stop(after[-k], told(node, "it is repeated along it"))
-        elif before[-k] is not None or after[-k] is not None:
+        else:
             trace.tie(before[-k], after[-k])
 
 
@@ -294,8 +287,7 @@ def _where_equal(trace: Trace, node: ir.Node, x: ir.Value | None, y: ir.Value) -
     for k, (a, b) in enumerate(zip(before, after, strict=True)):
         mine, other = trace.axis(x, k), trace.axis(y, k)
         if a == b:
-            if mine is not None or other is not None:
-                trace.tie(mine, other)
+            trace.tie(mine, other)
             continue
         trace.stop(mine, told(node, "its length changes"))
         trace.stop(other, told(node, "its length changes"))

@@ -26,12 +26,12 @@ def recurrent(trace: Trace, node: ir.Node) -> None:
     units = trace.labels.fresh(hidden)
     repeated = np.tile(units, gates)
     why = told(node, "its directions and states")
-    _tie(trace, weight[1], repeated)
-    _tie(trace, recurrence[1], repeated)
-    _tie(trace, recurrence[2], units)
+    trace.tie(weight[1], repeated)
+    trace.tie(recurrence[1], repeated)
+    trace.tie(recurrence[2], units)
     bias, _, state, cell = rest[:4]
     if bias is not None:
-        _tie(trace, trace.axis(bias, 1), np.tile(units, 2 * gates))
+        trace.tie(trace.axis(bias, 1), np.tile(units, 2 * gates))
     for value in (state, cell, *node.outputs[1:]):
         if value is not None and trace.axis(value, -1) is not None:
             trace.tie(trace.axis(value, -1), units)
@@ -40,8 +40,7 @@ def recurrent(trace: Trace, node: ir.Node) -> None:
     if trace.axis(out, -1) is not None:
         trace.tie(trace.axis(out, -1), units)
     _follow(trace, x, out)
-    if trace.axis(x, 2) is not None or weight[2] is not None:
-        trace.tie(trace.axis(x, 2), weight[2])
+    trace.tie(trace.axis(x, 2), weight[2])
     trace.stop(weight[0], why)
     trace.role(node, 1, 1, OUT)
     trace.role(node, 1, 2, IN)
@@ -49,20 +48,10 @@ def recurrent(trace: Trace, node: ir.Node) -> None:
     trace.role(node, 2, 2, IN)
 
 
-def _tie(trace: Trace, axis: Ints | None, labels: Ints) -> None:
-    if axis is None or axis.shape != labels.shape:
-        trace.stop(labels, "a weight of another length")
-        trace.stop(axis, "a weight of another length")
-        return
-    trace.labels.tie(axis, labels)
-
-
 def _follow(trace: Trace, x: ir.Value | None, out: ir.Value) -> None:
     """Time and batch of input and output [time, directions, batch, hidden]."""
     for k, j in ((0, 0), (1, 2)):
-        a, b = trace.axis(x, k), trace.axis(out, j)
-        if a is not None or b is not None:
-            trace.tie(a, b)
+        trace.tie(trace.axis(x, k), trace.axis(out, j))
 
 
 def packed_attention(trace: Trace, node: ir.Node) -> None:
@@ -84,10 +73,9 @@ def packed_attention(trace: Trace, node: ir.Node) -> None:
     units = _heads(trace, heads, weight[1].reshape(3, heads, -1))
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None:
-        _tie(trace, trace.axis(bias, 0), weight[1])
+        trace.tie(trace.axis(bias, 0), weight[1])
     _made(trace, node, units)
-    if trace.axis(x, 2) is not None or weight[0] is not None:
-        trace.tie(trace.axis(x, 2), weight[0])
+    trace.tie(trace.axis(x, 2), weight[0])
     _positions(trace, node, [x])
     trace.role(node, 1, 1, OUT)
     trace.role(node, 1, 0, IN)
@@ -110,7 +98,7 @@ def multi_head(trace: Trace, node: ir.Node) -> None:
     if bias is not None:
         flat = trace.axis(bias, 0)
         joined = np.concatenate([a for a in axes if a is not None])
-        _tie(trace, flat, joined)
+        trace.tie(flat, joined)
     _made(trace, node, units)
     _positions(trace, node, [q, k, v])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
 from effdl.graph.channels.labels import Ints, Labels
@@ -78,7 +77,7 @@ class Trace:
         return self.probes.of(value) or ()
 
     def tie(self, left: Ints | None, right: Ints | None) -> None:
-        """Let two axes go together; one that is not known or of another length is frozen."""
+        """Let two axes go together; one that meets an unknown one, or another length, is frozen."""
         if left is None or right is None or left.shape != right.shape:
             self.stop(left, "an axis that it meets is dynamic or of another length")
             self.stop(right, "an axis that it meets is dynamic or of another length")
@@ -113,11 +112,8 @@ class Trace:
             return
         kept = {k % len(a) for k in but}
         for k, (x, y) in enumerate(zip(a, b, strict=True)):
-            if k in kept:
-                continue
-            if x is None and y is None:
-                continue
-            self.tie(x, y)
+            if k not in kept:
+                self.tie(x, y)
 
 
 Rule = Callable[[Trace, ir.Node], None]
@@ -133,8 +129,3 @@ def barrier(trace: Trace, node: ir.Node, reason: str = "") -> None:
 def told(node: ir.Node, what: str) -> str:
     """Return a reason with the node in it."""
     return f"{what} ({node.op_type} {node.name})" if node.name else f"{what} ({node.op_type})"
-
-
-def spread(labels: Ints, times: int) -> Ints:
-    """Return [n * times] labels, each one repeated."""
-    return np.repeat(labels, times)

@@ -11,10 +11,13 @@ import numpy.typing as npt
 from effdl.observe.drift import Drift
 from effdl.observe.moments import Moments
 from effdl.solve import codebooks as solve
+from effdl.solve.refit import towards
 
 Doubles = npt.NDArray[np.float64]
 _RUNGS = tuple(2.0**p for p in range(12))
 """Prices of a bit, in errors of a weight at the most accurate solution."""
+_SHRINK = 0.01
+"""How much weights that make up for others are drawn towards what they were, see ``solve.refit``."""
 PRUNED = 0.05
 """Share of exact zeros from which a weight counts as pruned."""
 
@@ -108,7 +111,7 @@ def compensated(shared: Shared, problem: solve.Problem, seen: Drift, centred: bo
     if not centred:
         moments = moments + seen.moved[:, :, None] * seen.moved[:, None, :]
         cross = cross + seen.mean[:, :, None] * seen.moved[:, None, :]
-    wanted = solve.adapted(problem.weight, moments, cross)
+    wanted = towards(problem.weight, moments, problem.weight @ cross, _SHRINK)
     goal = solve.Problem(wanted, moments, problem.fixed)
     old = shared.solution
     zero = problem.fixed is not None or bool((old.books == 0).any())

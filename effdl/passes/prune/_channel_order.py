@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from effdl.graph.channels import Channels, Group, Role
 from effdl.graph.walk import int_attr, is_op
-from effdl.graph.weights import constant, constant_tensor
+from effdl.graph.weights import constant
 from effdl.observe.layers import rows_of
 from effdl.observe.moments import Moments
 from effdl.observe.rows import Rows
@@ -187,6 +187,6 @@ def needed(groups: Sequence[Group]) -> dict[Role, Rows]:
     for group in groups:
         for role in group.of_kind("in"):
             rows = rows_for(role)
-            if rows is not None and constant_tensor(role.value) is not None:
+            if rows is not None:
                 found[role] = rows
     return found

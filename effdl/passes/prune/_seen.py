@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from effdl.graph.walk import float_attr, is_op, only_user
 from effdl.graph.weights import Names, constant_tensor, replace_weight
+from effdl.measure.taps import chunks
 from effdl.observe.layers import rows_of
-from effdl.observe.moments import Moments, moments
+from effdl.observe.moments import Moments, moment_bytes, moments
 from effdl.observe.rows import Rows
 from effdl.passes.base import Context
 from effdl.passes.prune._found import Weight
@@ -101,27 +102,13 @@ def observed(
     """Yield the moments of every layer's inputs, and those of feeds held out where there are enough."""
     assert ctx.feeds is not None
     fitted, held = ctx.feeds.split(_HELD_OUT)
-    for stage in _stages(layers, ctx.max_bytes // 2):
+    sizes = {key: moment_bytes(layer.rows) for key, layer in layers.items()}
+    for stage in chunks(layers, sizes, ctx.max_bytes // 2):
         rows = {key: layers[key].rows for key in stage}
         look = partial(moments, model, rows, threads=ctx.target.threads, max_bytes=ctx.max_bytes)
         judges = dict(look(held)) if len(held) else {}
         for key, seen in look(fitted):
             yield key, seen, judges.pop(key, None)
-
-
-def _stages(layers: Mapping[int, Layer], most: int) -> Iterator[list[int]]:
-    """Yield groups of layers whose moments fit into ``most`` bytes, at least one layer each."""
-    stage: list[int] = []
-    used = 0
-    for key, layer in layers.items():
-        size = 8 * layer.rows.groups * layer.rows.width**2
-        if stage and used + size > most:
-            yield stage
-            stage, used = [], 0
-        stage.append(key)
-        used += size
-    if stage:
-        yield stage
 
 
 @dataclass(frozen=True)
