@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from effdl.data.feeds import Feeds
 from effdl.observe.moments import rows_wanted
-from effdl.observe.rows import Rows
+from effdl.observe.rows import Floats, Rows
 from effdl.observe.tensors import tensors
 
 Doubles = npt.NDArray[np.float64]
@@ -61,31 +61,54 @@ def drift(
         tensors(after, [rows.value], feeds, threads=threads),
         strict=True,
     )
-    size = (rows.groups, rows.width)
-    square, cross = np.zeros((*size, rows.width)), np.zeros((*size, rows.width))
-    mean, moved, count = np.zeros(size), np.zeros(size), 0
-    pivot: npt.NDArray[np.float32] | None = None
+    sums = _Sums(rows)
     for (_, old), (_, new) in pairs:
         x, z = rows.take(old, most), rows.take(new, most)
         if not (np.isfinite(x).all() and np.isfinite(z).all()):
             return None
+        sums.add(x, z)
+    return sums.drift()
+
+
+class _Sums:
+    def __init__(self, rows: Rows) -> None:
+        size = (rows.groups, rows.width)
+        self.square, self.cross = np.zeros((*size, rows.width)), np.zeros((*size, rows.width))
+        self.mean, self.moved = np.zeros(size), np.zeros(size)
+        self.count = 0
+        self._pivot = np.zeros((rows.groups, 1, rows.width), np.float32)
+        self._waiting: list[tuple[Floats, Floats]] = []
+
+    def add(self, x: Floats, z: Floats) -> None:
         if not x.shape[1]:
-            continue
-        if pivot is None:  # the spread of large numbers is lost in squares of single precision
-            pivot = x.mean(1, keepdims=True)
-        x, z = x - pivot, z - pivot
-        turned = z.transpose(0, 2, 1)
-        square += turned @ z
-        cross += x.transpose(0, 2, 1) @ z
-        mean += x.sum(1, dtype=np.float64)
-        moved += z.sum(1, dtype=np.float64)
-        count += x.shape[1]
-    if pivot is None:
-        return None
-    mean, moved = mean / count, moved / count
-    square = square / count - moved[:, :, None] * moved[:, None, :]
-    cross = cross / count - mean[:, :, None] * moved[:, None, :]
-    return Drift(square, cross, mean + pivot[:, 0], moved + pivot[:, 0])
+            return
+        if not self.count:  # the spread of large numbers is lost in squares of single precision
+            self._pivot = x.mean(1, keepdims=True)
+        x, z = x - self._pivot, z - self._pivot
+        self.mean += x.sum(1, dtype=np.float64)
+        self.moved += z.sum(1, dtype=np.float64)
+        self.count += x.shape[1]
+        self._waiting.append((x, z))
+        if sum(x.shape[1] for x, _ in self._waiting) >= x.shape[2]:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Add what waits: as many rows at a time as they are long, since a sum of K x K is not free."""
+        x, z = (np.concatenate(part, axis=1) for part in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        self.square += z.transpose(0, 2, 1) @ z
+        self.cross += x.transpose(0, 2, 1) @ z
+
+    def drift(self) -> Drift | None:
+        if not self.count:
+            return None
+        if self._waiting:
+            self._multiply()
+        mean, moved = self.mean / self.count, self.moved / self.count
+        square = self.square / self.count - moved[:, :, None] * moved[:, None, :]
+        cross = self.cross / self.count - mean[:, :, None] * moved[:, None, :]
+        pivot = self._pivot[:, 0]
+        return Drift(square, cross, mean + pivot, moved + pivot)
 
 
 def _spread(feeds: Feeds, count: int) -> Feeds:
