@@ -14,7 +14,7 @@ from effdl.solve import codebooks as solve
 from effdl.solve.refit import towards
 
 Doubles = npt.NDArray[np.float64]
-_RUNGS = tuple(2.0**p for p in range(12))
+_RUNGS = (2.0, 8.0, 20.0, 50.0, 125.0, 300.0, 800.0, 2000.0)
 """Prices of a bit, in errors of a weight at the most accurate solution."""
 _SHRINK = 0.01
 """How much weights that make up for others are drawn towards what they were, see ``solve.refit``."""
@@ -76,9 +76,7 @@ def ladder(
     unit = last.error / flat.size
     for rung in _RUNGS if limit is not None and unit > 0 else ():
         price = rung * unit
-        now = solve.solve(  # each rung starts from the one before: a round is enough
-            *(problem, last.books), zero=zero, bit_price=price, start=last.codes, rounds=1, sweeps=1
-        )
+        now = solve.solve(problem, last.books, zero=zero, bit_price=price, start=last.codes)
         if limit is not None and now.error > limit * problem.size:
             break
         if now.bits < last.bits:
@@ -102,7 +100,7 @@ def compensated(shared: Shared, problem: solve.Problem, seen: Drift, centred: bo
     """Return a solution that makes up for what the layers before it changed.
 
     Args:
-        shared: where to start from.
+        shared: as it was planned: how many entries, and the price of a bit.
         problem: of the weight as it was.
         seen: what the layer reads, before and now.
         centred: a bias takes the mean of the error.
@@ -113,11 +111,18 @@ def compensated(shared: Shared, problem: solve.Problem, seen: Drift, centred: bo
         cross = cross + seen.mean[:, :, None] * seen.moved[:, None, :]
     wanted = towards(problem.weight, moments, problem.weight @ cross, _SHRINK)
     goal = solve.Problem(wanted, moments, problem.fixed)
-    old = shared.solution
-    zero = problem.fixed is not None or bool((old.books == 0).any())
-    now = solve.solve(
-        goal, old.books, zero=zero, bit_price=shared.price * goal.size, start=old.codes
+    old = shared.solution.books
+    zero = problem.fixed is not None or bool((old == 0).any())
+    counted = wanted if problem.fixed is None else np.where(problem.fixed, 0.0, wanted)
+    rows = counted.reshape(-1, wanted.shape[2])
+    importance = np.broadcast_to(goal.importance, wanted.shape).reshape(rows.shape)
+    groups, entries = old.shape
+    books = solve.codebooks(
+        rows, importance, entries, groups, zero=zero, apart=problem.fixed is not None
     )
+    # Not from where the plan ended: single changes hardly lead from there to what is wanted now.
+    price = shared.price * goal.size
+    now = solve.solve(goal, books, zero=zero, bit_price=price, rounds=5, sweeps=3)
     after = solve.decode(now.codes, now.books).reshape(wanted.shape)
     shift = np.einsum("snk,sk->sn", after, seen.moved)
     shift -= np.einsum("snk,sk->sn", problem.weight, seen.mean)
