@@ -19,32 +19,32 @@ from tests.channel_lab import both, check, differs, some
 from tests.graph_maker import feeds, graphs
 from tests.support import SHARED, context, needs_shared
 
-COUNTED = {"free": 0}
+def test_random_graphs() -> None:
+    counted = 0
 
+    @given(graphs())
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    def removed_is_masked(proto: onnx.ModelProto) -> None:
+        nonlocal counted
+        model = io.from_proto(proto, "random", None)
+        try:
+            open_session(model).run(feeds(proto, 2))
+        except ModelError:
+            return
+        found = channels(model)
+        groups = [g for g in found.free if len(g) > 1]
+        rng = np.random.default_rng(0)
+        units = [u for g in groups for u in some(g, rng)]
+        if not units:
+            return
+        counted += 1
+        feed = feeds(proto, 2)
+        for group in groups[:3]:
+            assert differs(*both(model, some(group, rng)), feed) < 1e-4
+        assert differs(*both(model, units), feed) < 1e-4
 
-@given(graphs())
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-def test_random_graphs(proto: onnx.ModelProto) -> None:
-    model = io.from_proto(proto, "random", None)
-    try:
-        open_session(model).run(feeds(proto, 2))
-    except ModelError:
-        return
-    found = channels(model)
-    groups = [g for g in found.free if len(g) > 1]
-    rng = np.random.default_rng(0)
-    units = [u for g in groups for u in some(g, rng)]
-    if not units:
-        return
-    COUNTED["free"] += 1
-    feed = feeds(proto, 2)
-    for group in groups[:3]:
-        assert differs(*both(model, some(group, rng)), feed) < 1e-4
-    assert differs(*both(model, units), feed) < 1e-4
-
-
-def test_random_graphs_have_channels_to_remove() -> None:
-    assert COUNTED["free"] > 5
+    removed_is_masked()
+    assert counted > 5, "hardly a graph had channels to remove"
 
 
 SOME = """
@@ -55,6 +55,8 @@ NONE = """
 dtln_1 mobilenetv2_qdq_int8 silero_vad tract_qlstm tract_xgb_classifier
 """
 """Models all of whose channels are states, quantized, or inside branches."""
+DEEP = ("seg_pan_mbv3s", "yolox_nano")
+"""Models in which rounding adds up over many layers, on some processors more than on others."""
 
 
 @needs_shared
@@ -66,5 +68,5 @@ def test_real_models(name: str) -> None:
     clean(model)
     target = parse_target("cpu")
     feed = verification_feeds(model, None, dims={}, seed=0, target=target).batches[0]
-    found = check(model, feed, atol=1e-4 if name == "seg_pan_mbv3s" else 1e-5, most=4)
+    found = check(model, feed, atol=1e-4 if name in DEEP else 1e-5, most=4)
     assert bool([g for g in found.free if len(g) > 1]) == (name in SOME.split())

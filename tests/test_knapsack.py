@@ -56,5 +56,6 @@ def test_any_costs_hold_the_budget_and_come_close() -> None:
 
 
 def test_nothing_to_choose() -> None:
+    assert knapsack([[0.0, 0.0]], [[1.0, 0.0]], 0.0, buckets=1) == [1]
     assert knapsack([], [], 0.0) == []
     assert knapsack([[1.0, 0.0]], [[0.0, 0.0]], 0.0) == [1]

@@ -18,7 +18,7 @@ NAMES = recipe.preset_names()
 
 def test_the_presets_are_there() -> None:
     wanted = (
-        "arm-int8 cnn-int8 cnn-slim fp16-cuda int8 lossless smallest-file tiny-file "
+        "arm-int8 cnn-int8 cnn-slim cnn-thin cnn-thin-int8 fp16-cuda int8 lossless smallest-file tiny-file "
         "transformer-fp32 transformer-int8 weights-int4"
     )
     assert wanted.split() == NAMES
@@ -71,7 +71,7 @@ def test_targets(name: str, device: str) -> None:
 
 def test_which_presets_need_data_is_known() -> None:
     with_data = {n for n in NAMES if any(s.pass_.needs_data for s in recipe.load(n).passes)}
-    assert with_data == {"cnn-int8", "arm-int8", "smallest-file"}
+    assert with_data == {"cnn-int8", "cnn-thin-int8", "arm-int8", "smallest-file"}
     for name in NAMES:
         assert any("calibration data" in n for n in recipe.check(name).notes) == (name in with_data)
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 _BUCKETS = 4096
+_TINY = 1e-200
+"""Room where there is none: what costs more than the cheapest option does not fit."""
 
 
 def knapsack(
@@ -37,7 +39,7 @@ def knapsack(
     slack = 1e-9 * max(abs(budget), float(np.abs(least).sum()))
     if room < -slack:
         return None
-    step = max(room, slack) / buckets if max(room, slack) > 0 else 1.0
+    step = max(room, slack, _TINY) / buckets
     best = np.zeros(buckets + 1)
     taken: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
     for error, cost, base in zip(errors, costs, least, strict=True):
