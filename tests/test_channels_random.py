@@ -19,6 +19,7 @@ from tests.channel_lab import both, check, differs, some
 from tests.graph_maker import feeds, graphs
 from tests.support import SHARED, context, needs_shared
 
+
 def test_random_graphs() -> None:
     counted = 0
 

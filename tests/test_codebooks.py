@@ -155,7 +155,7 @@ def test_the_cells_of_priced_entries(seed: int, k: int) -> None:
     rng = np.random.default_rng(seed)
     books = np.sort(rng.integers(-4, 5, k)).astype(float)  # some are equal
     prices = rng.random(k) * rng.choice([0.1, 30])
-    kept, starts = cb._cells(books.tolist(), prices.tolist())
+    kept, starts = cb._cells(books, prices)
     x = rng.uniform(-6, 6, 50)
     codes = np.asarray(kept)[np.searchsorted(starts, x)]
     cost = np.square(x[:, None] - books) + prices

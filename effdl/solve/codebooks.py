@@ -137,18 +137,24 @@ class _Picker:
         self._row = np.zeros(outputs, np.int64) if self._alone else np.arange(outputs)
         self._middles = (self._books[0, 1:] + self._books[0, :-1]) / 2
         self._price = None
+        self._cells: dict[int, tuple[npt.NDArray[np.intp], Doubles]] = {}
         if price is not None:
             self._price = price[group[:1]] if self._alone else price[group]
         self._fixed = problem.fixed[which].T if problem.fixed is not None else None
         self._zero = np.argmin(np.abs(self._books), axis=1)[self._row]
 
     def pick(self, wanted: Doubles, k: int, curvature: float) -> npt.NDArray[np.intp]:
-        """Return the codes of least curvature * (wanted - entry)^2 + price for input ``k``."""
+        """Return the codes of least curvature * (wanted - entry)^2 + price for input ``k``.
+
+        An input's curvature is the same each time.
+        """
         if self._alone and self._price is None:
             codes = np.searchsorted(self._middles, wanted)
         elif self._alone and self._price is not None:
-            kept, starts = _cells(self._books[0].tolist(), (self._price[0] / curvature).tolist())
-            codes = np.asarray(kept)[np.searchsorted(starts, wanted)]
+            if k not in self._cells:
+                self._cells[k] = _cells(self._books[0], self._price[0] / curvature)
+            kept, starts = self._cells[k]
+            codes = kept[np.searchsorted(starts, wanted)]
         else:
             cost = np.square(wanted[:, None] - self._books)
             if self._price is not None:
@@ -162,12 +168,13 @@ class _Picker:
         return found
 
 
-def _cells(entries: list[float], prices: list[float]) -> tuple[list[int], list[float]]:
+def _cells(books: Doubles, price: Float) -> tuple[npt.NDArray[np.intp], Doubles]:
     """Return which entries are ever of least (x - entry)^2 + price, and from where on each after the first.
 
     Without the x^2 that all share these are lines, and the entries, in ascending order, those of their
     lower envelope from left to right.
     """
+    entries, prices = books.tolist(), price.tolist()
     kept, starts = [0], [-np.inf]
     for k in range(1, len(entries)):
         while kept:
@@ -187,7 +194,7 @@ def _cells(entries: list[float], prices: list[float]) -> tuple[list[int], list[f
         if start < np.inf:
             kept.append(k)
             starts.append(start)
-    return kept, starts[1:]
+    return np.array(kept), np.array(starts[1:])
 
 
 def assign(problem: Problem, books: Float, price: Float | None = None) -> Codes:
