@@ -1,6 +1,6 @@
 """effdl's prune_channels beside other pruners, nothing trained; docs/pruning.md.
 
-    EFFDL_SHARED=... python scripts/compare_pruners.py [--only NAME ...] [--shares 0.5 0.25] [--write FILE]
+    EFFDL_SHARED=... python scripts/compare_pruners.py [--only NAME ...] [--minilm FILE] [--write FILE]
 
 Every tool works in a process of its own on the same 1,000 unlabelled images (512 sentences) and is asked for
 the same share of the multiply-accumulates. The untouched model and all results are timed in one interleaved
@@ -22,9 +22,10 @@ import effdl  # noqa: F401  (before onnxruntime: switches its telemetry off)
 
 # isort: split
 import numpy as np
+import real_data
 from jobs import ask
 from pruner_tools import macs
-from real_models import ROOT, Arrays, Row, cifar, run_all
+from real_models import ROOT, Arrays, Row, cifar, minilm, run_all
 from sections import with_section
 
 from effdl import api
@@ -44,6 +45,7 @@ WAYS = {
 }
 NEEDS = {"onnxsim": "onnxsim", "onnxsim_wanda": "onnxsim", "torch_pruning": "torch_pruning"}
 LIMIT = 3600
+SENTENCES, LENGTH = 384, 48
 Result = dict[str, Any]
 
 
@@ -85,6 +87,14 @@ MODELS: dict[str, Callable[[], Model]] = {
     "digits_mlp": lambda: digits("digits_mlp"),
     "digits_transformer": lambda: digits("digits_transformer"),
 }
+
+
+def sentences(path: Path) -> Model:
+    """MiniLM, by Spearman's correlation on STS-B; pairs of the development set are its samples."""
+    row = minilm(path)
+    texts = real_data.Sentences("dev")
+    data = texts.batch([a for a, _ in texts.pairs[:SENTENCES]], length=LENGTH)
+    return Model("MiniLM", path, data, row.timing, row.score)
 
 
 def measured(model: Model, share: float, ways: list[str], args: argparse.Namespace) -> Result:
@@ -152,6 +162,7 @@ def table(results: list[Result], bases: dict[str, float], ways: list[str]) -> st
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=list(MODELS), help="models")
+    parser.add_argument("--minilm", type=Path, help="the MiniLM model; left out when not given")
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), help="tools")
     parser.add_argument("--shares", nargs="*", type=float, default=[0.5, 0.25])
     parser.add_argument("--threads", type=int, default=1)
@@ -162,9 +173,12 @@ def main() -> None:
     ways = [w for w in ways if w not in NEEDS or importlib.util.find_spec(NEEDS[w])]
     results: list[Result] = []
     bases: dict[str, float] = {}
-    for name in args.only or list(MODELS):
-        model = MODELS[name]()
-        bases[name] = model.score(model.path)
+    models = [MODELS[name] for name in args.only or MODELS]
+    if args.minilm:
+        models.append(lambda: sentences(args.minilm))
+    for make in models:
+        model = make()
+        bases[model.name] = model.score(model.path)
         results += [measured(model, s, ways, args) for s in args.shares]
     text = table(results, bases, ways)
     print(text)

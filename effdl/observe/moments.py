@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,10 +13,13 @@ import onnx_ir as ir
 
 from effdl.data.feeds import Feeds
 from effdl.measure.taps import chunks
+from effdl.observe.kept import Kept
 from effdl.observe.rows import Rows
 from effdl.observe.tensors import tensors
 
 K = TypeVar("K", bound=Hashable)
+_LONG = 2.0
+"""Seconds of a run over the data from which its statistics are kept for the next command."""
 _ROWS_PER_INPUT = 8
 """Rows, per number in a row, that are looked at over all feeds; more add nothing."""
 _LEAST_ROWS = 8192
@@ -73,25 +77,49 @@ def moments(
         max_bytes: of the moments of a group; the model runs over the data once for each group.
 
     A layer is left out whose input was not finite somewhere or held nothing, or whose second moments alone
-    are more than ``MAX_BYTES``.
+    are more than ``MAX_BYTES``. What took long is kept in the user's cache, by the content of the data and
+    of what computes the layer's input.
 
     Raises:
         ModelError: ONNX Runtime cannot load or run the model.
     """
     if not len(feeds):
         return
+    kept = Kept(model, feeds) if second else None
     for group in _groups(layers, max_bytes) if second else [list(layers)]:
-        sums = {key: _Sums(layers[key], len(feeds), second) for key in group}
+        known = {k: m for k in group if kept and (m := _recalled(kept, layers[k])) is not None}
+        sums = {k: _Sums(layers[k], len(feeds), second) for k in group if k not in known}
         readers: dict[str, list[_Sums]] = {}
-        for key in group:
-            readers.setdefault(layers[key].value, []).append(sums[key])
+        for key, one in sums.items():
+            readers.setdefault(layers[key].value, []).append(one)
+        start = time.perf_counter()
         for name, array in tensors(model, list(readers), feeds, threads=threads):
             for reader in readers[name]:
                 reader.add(array)
+        seconds = time.perf_counter() - start
         for key in group:
-            found = sums.pop(key).moments()
+            found = known.pop(key, None)
+            if found is None:
+                found = sums.pop(key).moments()
+                if found is not None and kept is not None and seconds > _LONG:
+                    _keep(kept, layers[key], found)
             if found is not None:
                 yield key, found
+
+
+def _recalled(kept: Kept, rows: Rows) -> Moments | None:
+    found = kept.get(rows)
+    if found is None:
+        return None
+    covariance, mean, magnitude = (
+        np.asarray(found[name], np.float64) for name in ("covariance", "mean", "magnitude")
+    )
+    return Moments(covariance, mean, magnitude, int(found["rows"]))
+
+
+def _keep(kept: Kept, rows: Rows, seen: Moments) -> None:
+    found = {"mean": seen.mean, "magnitude": seen.magnitude, "rows": np.array(seen.rows)}
+    kept.put(rows, {"covariance": seen.covariance.astype(np.float32), **found})
 
 
 def moment_bytes(rows: Rows) -> int:
@@ -151,6 +179,9 @@ class _Sums:
         if covariance.size:
             off = mean - self._pivot[:, 0]
             covariance -= off[:, :, None] * off[:, None, :]
+            # As it is kept, so that what comes from the cache is the same; the products are single, too.
+            with np.errstate(over="ignore"):
+                covariance = covariance.astype(np.float32).astype(np.float64)
             if not np.isfinite(covariance).all():
                 return None
         return Moments(covariance, mean, self.absolute / n, n)

@@ -26,6 +26,7 @@ from effdl.report import PassReport, RunReport
 from effdl.run_options import Progress, RunOptions
 from effdl.runtime.host import Host, no_latency, open_host
 from effdl.runtime.target import check_reachable, parse_target, where_to_check
+from effdl.runtime.worker.process import peak_bytes
 from effdl.workpiece import Applied, Workpiece
 
 
@@ -184,7 +185,7 @@ def _full(job: Job, steps: tuple[Step, ...], stack: ExitStack) -> RunReport:
             report = replace(report, warnings=(*report.warnings, miss))
         if report.won or job.goal != job.source.absolute():
             stage.commit()
-    return replace(report, seconds=time.perf_counter() - job.started)
+    return replace(report, seconds=time.perf_counter() - job.started, peak_bytes=peak_bytes())
 
 
 def _start_checks(job: Job, steps: tuple[Step, ...]) -> None:

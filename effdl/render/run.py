@@ -222,7 +222,7 @@ def _print_end(console: Console, report: RunReport) -> None:
         )
         console.print(f"by operator: {'; '.join(changes)}", overflow="fold")
     _print_verified(console, report)
-    console.print(f"{report.output}  ({report.seconds:.1f} s)", overflow="fold")
+    console.print(f"{report.output}  ({_cost(report)})", overflow="fold")
 
 
 def _print_lost(console: Console, report: RunReport) -> None:
@@ -232,9 +232,15 @@ def _print_lost(console: Console, report: RunReport) -> None:
         overflow="fold",
     )
     console.print(
-        f"tried {plural(len(report.passes), 'pass', 'passes')}: {tally(report)}  ({report.seconds:.1f} s)",
+        f"tried {plural(len(report.passes), 'pass', 'passes')}: {tally(report)}  ({_cost(report)})",
         overflow="fold",
     )
+
+
+def _cost(report: RunReport) -> str:
+    """What the run itself took."""
+    memory = f", {size(report.peak_bytes)} of memory" if report.peak_bytes else ""
+    return f"{report.seconds:.1f} s{memory}"
 
 
 def _print_verified(console: Console, report: RunReport) -> None:

@@ -95,6 +95,8 @@ class RunReport:
         won: False when nothing that was tried helped, and the output is the input.
         changes: time per kind of operator in input and output, the largest change first.
         seed: of every random choice, None in reports of versions that did not write it.
+        peak_bytes: of resident memory of this process at the end, 0 where the system does not tell. Other
+            processes measure; theirs is in ``bench``.
     """
 
     recipe: dict[str, Any]
@@ -117,3 +119,4 @@ class RunReport:
     changes: tuple[OpChange, ...] = ()
     seed: int | None = None
     there: tuple[CompareReport, ...] = ()
+    peak_bytes: int = 0
