@@ -17,8 +17,9 @@ demo: $(VENV)/.installed
 		--data sample_models/$(MODEL).calib.npz -o demo/$(MODEL).onnx
 	$(BIN)/effdl bench sample_models/$(MODEL).onnx demo/$(MODEL).onnx
 
+# One thread of BLAS for each of the parallel tests: more wait for each other, three times as long.
 test: check
-	$(BIN)/pytest -n $(JOBS)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

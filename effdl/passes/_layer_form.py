@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from effdl.graph.bias import Bias, bias_of
 from effdl.graph.walk import float_attr, int_attr, is_op, only_user
 from effdl.graph.weights import Names, add_initializer, constant, constant_tensor, replace_weight
 from effdl.observe.layers import rows_of
@@ -24,7 +25,7 @@ class LayerForm:
         node: the layer.
         rows: what it reads.
         axis: of its outputs' channels, 1 or -1.
-        bias: (node, index) of the constant that is added to its outputs; None where there is none yet.
+        bias: the constant that is added to its outputs; None where there is none yet.
         result: the value with the bias in it.
         total: the value after a residual Add behind that; ``beside`` is what is added there.
     """
@@ -32,7 +33,7 @@ class LayerForm:
     node: ir.Node
     rows: Rows
     axis: int
-    bias: tuple[ir.Node, int] | None
+    bias: Bias | None
     result: ir.Value
     total: ir.Value | None
     beside: ir.Value | None
@@ -58,10 +59,7 @@ class LayerForm:
 
     def _write_bias(self, bias: Float, dtype: np.dtype[np.generic], names: Names) -> None:
         if self.bias is not None:
-            node, index = self.bias
-            old = constant(node.inputs[index])
-            assert old is not None
-            replace_weight(node, index, bias.astype(dtype).reshape(old.shape), names)
+            self.bias.write(bias, names)
             return
         if is_op(self.node, "MatMul"):
             return
@@ -70,15 +68,6 @@ class LayerForm:
         made = add_initializer(graph, names, f"{self.node.name}/bias", bias.astype(dtype))
         self.node.resize_inputs(3)
         self.node.replace_input_with(2, made)
-
-    def shift(self, change: Float, names: Names) -> None:
-        """Add [N] to the bias."""
-        assert self.bias is not None
-        node, index = self.bias
-        old = constant(node.inputs[index])
-        assert old is not None
-        made = old.astype(np.float64) + change.reshape(old.shape)
-        replace_weight(node, index, made.astype(old.dtype), names)
 
     @property
     def takes_bias(self) -> bool:
@@ -102,9 +91,10 @@ def layer_form(node: ir.Node) -> LayerForm | None:
         return None
     channels = int(tensor.shape.numpy()[0 if _outputs_first(node) else 1])
     axis = 1 if is_op(node, "Conv") else -1
-    if not _free(node, channels):
-        return None
-    bias, result = _bias(node, channels)
+    bias = bias_of(node, channels)
+    if bias is None and len(node.inputs) > 2 and node.inputs[2] is not None:
+        return None  # one that is computed
+    result = node.outputs[0] if bias is None else bias.node.outputs[0]
     total, beside = _residual(result)
     return LayerForm(node, rows, axis, bias, result, total, beside)
 
@@ -116,28 +106,6 @@ def _outputs_first(node: ir.Node) -> bool:
 def _plain(node: ir.Node) -> bool:
     plain = float_attr(node, "alpha", 1.0) == float_attr(node, "beta", 1.0) == 1.0
     return plain and not int_attr(node, "transA", 0)
-
-
-def _free(node: ir.Node, channels: int) -> bool:
-    """Whether the node has no bias of its own, or a constant one with a number for each output."""
-    if len(node.inputs) < 3 or node.inputs[2] is None:
-        return True
-    array = constant(node.inputs[2])
-    return array is not None and array.shape == (channels,)
-
-
-def _bias(node: ir.Node, channels: int) -> tuple[tuple[ir.Node, int] | None, ir.Value]:
-    """Return where the bias stands, None without one, and the value with it."""
-    out = node.outputs[0]
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        return (node, 2), out
-    user = only_user(out)
-    if is_op(node, "MatMul") and user is not None and is_op(user, "Add"):
-        for index in (0, 1):
-            array = constant(user.inputs[index])
-            if array is not None and array.size == channels == array.shape[-1]:
-                return (user, index), user.outputs[0]
-    return None, out
 
 
 def _residual(value: ir.Value) -> tuple[ir.Value | None, ir.Value | None]:

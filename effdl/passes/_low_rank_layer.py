@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from effdl.graph.bias import bias_of
 from effdl.graph.dims import Dims
 from effdl.graph.io import METADATA_PREFIX
 from effdl.graph.shapes import Shapes
-from effdl.graph.walk import float_attr, int_attr, ints_attr, is_op, only_user, producer
+from effdl.graph.walk import float_attr, int_attr, ints_attr, is_op, producer
 from effdl.graph.weights import Names, add_initializer, constant, constant_tensor, shared
 
 Array = npt.NDArray[Any]
@@ -194,7 +195,7 @@ def _convolution(
 def _shiftable(node: ir.Node, outputs: int) -> bool:
     """Whether there is a constant bias, or room for one."""
     if is_op(node, "MatMul"):
-        return weight_index(node) == 1 and _bias_behind(node, outputs) is not None
+        return weight_index(node) == 1 and bias_of(node, outputs) is not None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is None:
         return True
@@ -202,18 +203,6 @@ def _shiftable(node: ir.Node, outputs: int) -> bool:
     if array is None or array.size != outputs:
         return False
     return array.shape[-1:] == (outputs,) and float_attr(node, "beta", 1.0) != 0
-
-
-def _bias_behind(node: ir.Node, outputs: int) -> tuple[ir.Node, int] | None:
-    """Return the Add that alone reads a MatMul and adds a constant to each output, and at which input."""
-    add = only_user(node.outputs[0])
-    if add is None or not is_op(add, "Add") or add.graph is not node.graph:
-        return None
-    index = 1 if add.inputs[0] is node.outputs[0] else 0
-    array = constant(add.inputs[index])
-    if array is None or array.shape != (outputs,):
-        return None
-    return add, index
 
 
 def _without(dims: Dims | None, axis: int) -> Dims:
@@ -302,12 +291,9 @@ def _shifted(
     assert isinstance(graph, ir.Graph)
     dtype = constant_array(node.inputs[weight_index(node)]).dtype
     if is_op(node, "MatMul"):
-        place = _bias_behind(node, layer.outputs)
-        assert place is not None
-        add, index = place
-        old = add.inputs[index]
-        array = (constant_array(old).astype(np.float64) + shift).astype(dtype)
-        add.replace_input_with(index, add_initializer(graph, names, _bias_name(old, node), array))
+        behind = bias_of(node, layer.outputs)
+        assert behind is not None
+        behind.shift(shift, names)
         return rest, attributes
     gemm = is_op(node, "Gemm")
     beta = float_attr(node, "beta", 1.0) if gemm else 1.0

@@ -106,6 +106,8 @@ def open_session(
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = target.threads if threads is None else threads
+    # Between runs numpy computes, on the cores on which the threads would go on spinning.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.graph_optimization_level = (
         ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         if optimize

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from effdl.graph.walk import float_attr, int_attr, is_op
-from effdl.graph.weights import constant_tensor
+from effdl.graph.walk import int_attr, is_op
 
 Array = npt.NDArray[Any]
 _INPUTS = {
@@ -75,43 +74,3 @@ def matrix_of(node: ir.Node, index: int, shape: tuple[int, ...]) -> Matrix | Non
             rows = math.prod(shape[:-1])
             return Matrix((rows, shape[-1]), (0, 1), (1, rows, shape[-1]))
     return None
-
-
-@dataclass(frozen=True)
-class Bias:
-    """Where the constant is that a layer adds: an input of a node, with the factor before it.
-
-    Args:
-        node, index: whose input it is.
-        factor: what the sum is multiplied with, relative to the product.
-    """
-
-    node: ir.Node
-    index: int
-    factor: float
-
-
-def bias_of(node: ir.Node, outputs: int) -> Bias | None:
-    """Return the constant that ``node``, or the Add behind it, adds and nobody else reads."""
-    if is_op(node, "Conv") or is_op(node, "Gemm"):
-        beta = float_attr(node, "beta", 1.0) if is_op(node, "Gemm") else 1.0
-        alpha = float_attr(node, "alpha", 1.0) if is_op(node, "Gemm") else 1.0
-        if beta == 0 or len(node.inputs) < 3:
-            return None
-        return _own(Bias(node, 2, alpha / beta), outputs)
-    made = node.outputs[0]
-    users = list(made.uses())
-    if not is_op(node, "MatMul") or len(users) != 1 or made.is_graph_output():
-        return None
-    if not is_op(users[0].node, "Add") or users[0].node.graph is not node.graph:
-        return None
-    return _own(Bias(users[0].node, 1 - users[0].idx, 1.0), outputs)
-
-
-def _own(bias: Bias, outputs: int) -> Bias | None:
-    value = bias.node.inputs[bias.index]
-    tensor = constant_tensor(value)
-    if value is None or tensor is None or len(list(value.uses())) > 1 or value.is_graph_output():
-        return None
-    fits = tuple(tensor.shape.numpy()) == (outputs,) and tensor.dtype == ir.DataType.FLOAT
-    return bias if fits else None

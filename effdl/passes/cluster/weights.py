@@ -10,14 +10,15 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
+from effdl.graph.bias import Bias, bias_of
 from effdl.graph.walk import all_nodes, function_nodes, int_attr, is_op
-from effdl.graph.weights import Names, add_initializer, constant, constant_tensor, replace_weight
+from effdl.graph.weights import Names, add_initializer, constant_tensor
 from effdl.observe.drift import drift
 from effdl.observe.layers import rows_of
 from effdl.observe.moments import Moments, moments
 from effdl.observe.rows import Rows
 from effdl.passes.base import Context, NodePass
-from effdl.passes.cluster._matrix import Array, Bias, Matrix, bias_of, matrix_of, weight_inputs
+from effdl.passes.cluster._matrix import Array, Matrix, matrix_of, weight_inputs
 from effdl.passes.cluster._solutions import Shared, compensated, ladder, problem_of
 from effdl.solve.knapsack import knapsack
 
@@ -276,10 +277,7 @@ def _write(weight: _Weight, shared: Shared, names: Names) -> None:
     value = weight.value
     if shared.shift is not None:
         for bias in weight.biases():
-            old = constant(bias.node.inputs[bias.index])
-            assert old is not None
-            new = old.astype(np.float64) - bias.factor * shared.shift
-            replace_weight(bias.node, bias.index, new.astype(np.float32), names)
+            bias.shift(-shared.shift, names)
     if value.is_initializer():
         value.const_value = ir.tensor(array, name=value.name)
         return

@@ -204,13 +204,13 @@ class Rounds:
             if counts is None:
                 return None
             self._final = {g.name: k for g, k in zip(groups, counts, strict=True)}
-        analysedcounts = []
+        counts = []
         for group, choice in zip(groups, choices, strict=True):
             size, last = self._sizes[group.name], self._final[group.name]
             aim = size - (size - last) * way
             allowed = choice.kept[choice.kept >= aim - 1e-9]
-            analysedcounts.append(last if way == 1 else int(allowed.min(initial=len(group))))
-        return analysedcounts
+            counts.append(last if way == 1 else int(allowed.min(initial=len(group))))
+        return counts
 
     def _repair(self, old: ir.Model, kept: Kept) -> None:
         if not self._goal.repair or self._feeds is None:

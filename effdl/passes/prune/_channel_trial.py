@@ -104,7 +104,7 @@ def do_without(
         form = layer_form(node)
         if known and form is not None and form.bias is not None:
             change = (reader.weight - made) @ seen[role].mean[0]
-            form.shift(change, names)
+            form.bias.shift(change, names)
 
 
 def write(node: ir.Node, role: Role, weight: Float, names: Names) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from effdl.graph.walk import float_attr, is_op, only_user
-from effdl.graph.weights import Names, constant_tensor, replace_weight
+from effdl.graph.bias import Bias, bias_of
+from effdl.graph.walk import is_op
+from effdl.graph.weights import Names
 from effdl.measure.taps import chunks
 from effdl.observe.layers import rows_of
 from effdl.observe.moments import Moments, moment_bytes, moments
@@ -35,7 +36,7 @@ class Layer:
 
     weight: Weight
     rows: Rows
-    bias: tuple[ir.Node, int] | None
+    bias: Bias | None
 
     def matrix(self) -> Array:
         """Return the weight as [groups, outputs, K], K in the order of the layout's view."""
@@ -73,27 +74,7 @@ def layer_of(weight: Weight, model: ir.Model) -> Layer | str:
     size = weight.tensor.size
     if rows is None or size % (rows.groups * rows.width):
         return "has rows that cannot be told"
-    return Layer(weight, rows, _bias(node, weight.layout.outputs))
-
-
-def _bias(node: ir.Node, outputs: int) -> tuple[ir.Node, int] | None:
-    """Return where the bias of a layer lies: in itself, or in a sum that alone reads it."""
-    if is_op(node, "ConvTranspose"):
-        return None  # its rows are those of one input position
-    if is_op(node, "MatMul"):
-        after = only_user(node.outputs[0])
-        if after is None or not is_op(after, "Add") or after.graph is not node.graph:
-            return None
-        index = 1 if after.inputs[0] is node.outputs[0] else 0
-        return (after, index) if _fits(after, index, outputs) else None
-    plain = float_attr(node, "alpha", 1.0) == 1.0 and float_attr(node, "beta", 1.0) == 1.0
-    has = len(node.inputs) > 2 and not is_op(node, "FusedConv", "FusedGemm", domain="com.microsoft")
-    return (node, 2) if has and plain and _fits(node, 2, outputs) else None
-
-
-def _fits(node: ir.Node, index: int, outputs: int) -> bool:
-    tensor = constant_tensor(node.inputs[index])
-    return tensor is not None and tuple(tensor.shape.numpy()) == (outputs,)
+    return Layer(weight, rows, bias_of(node, weight.layout.outputs))
 
 
 def observed(
@@ -212,10 +193,5 @@ def saliency(layer: Layer, seen: Moments) -> Array:
 
 def correct(layer: Layer, new: Pruned, names: Names) -> None:
     """Let the bias take up what the outputs lose on average."""
-    if layer.bias is None:
-        return
-    node, index = layer.bias
-    tensor = constant_tensor(node.inputs[index])
-    assert tensor is not None
-    old = tensor.numpy()
-    replace_weight(node, index, (old + new.mean_change).astype(old.dtype), names)
+    if layer.bias is not None:
+        layer.bias.shift(new.mean_change, names)
