@@ -140,23 +140,24 @@ def told(answer: Result) -> str:
     return f"{answer['score']:.2%} at {answer['macs']:.1%} of the MACs, {answer['seconds']:.0f} s"
 
 
-def table(results: list[Result], bases: dict[str, float], ways: list[str]) -> str:
-    """Markdown: a row for each way, a column for each model and share."""
-    titles = [f"{r['model']} {r['share']:g}" for r in results]
-    lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
-    untouched = " | ".join(f"{bases[r['model']]:.2%}" for r in results)
-    lines.append(f"| untouched | {untouched} |")
+def table(name: str, base: float, results: list[Result], ways: list[str]) -> str:
+    """Markdown for one model: a row for each way, a column for each share."""
+    titles = [f"asked for {r['share']:g}" for r in results]
+    lines = [f"{name}, untouched {base:.2%}:", ""]
+    lines += ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for way in ways:
-        cells = []
-        for result in results:
-            a = result["ways"][way]
-            cells.append(
-                "does not run"
-                if a.get("failed") or "score" not in a
-                else f"{a['score']:.2%} at {a['macs']:.2f}, {a.get('speed', 0):.2f}x"
-            )
-        lines.append(f"| {WAYS[way]} | " + " | ".join(cells) + " |")
+        cells = " | ".join(_cell(result["ways"][way]) for result in results)
+        lines.append(f"| {WAYS[way]} | {cells} |")
     return "\n".join(lines)
+
+
+def _cell(answer: Result) -> str:
+    """Score, what is left of the work, the speed, and how much of the saving is saved time."""
+    if answer.get("failed") or "score" not in answer:
+        return "does not run"
+    speed, left = answer.get("speed", 0.0), answer["macs"]
+    saved = (1 - 1 / speed) / (1 - left) if speed and left < 1 else 0.0
+    return f"{answer['score']:.2%} at {left:.2f}, {speed:.2f}x ({saved:.0%})"
 
 
 def main() -> None:
@@ -171,20 +172,19 @@ def main() -> None:
     args = parser.parse_args()
     ways = args.ways or list(WAYS)
     ways = [w for w in ways if w not in NEEDS or importlib.util.find_spec(NEEDS[w])]
-    results: list[Result] = []
-    bases: dict[str, float] = {}
+    tables: list[str] = []
     models = [MODELS[name] for name in args.only or MODELS]
     if args.minilm:
         models.append(lambda: sentences(args.minilm))
     for make in models:
         model = make()
-        bases[model.name] = model.score(model.path)
-        results += [measured(model, s, ways, args) for s in args.shares]
-    text = table(results, bases, ways)
-    print(text)
-    if args.write:
-        old = args.write.read_text(encoding="utf-8")
-        args.write.write_text(with_section(old, "pruners", text), encoding="utf-8")
+        results = [measured(model, s, ways, args) for s in args.shares]
+        tables.append(table(model.name, model.score(model.path), results, ways))
+        print(tables[-1], flush=True)
+        if args.write:
+            old = args.write.read_text(encoding="utf-8")
+            text = with_section(old, "pruners", "\n\n".join(tables))
+            args.write.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

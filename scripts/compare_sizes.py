@@ -41,6 +41,7 @@ LARGE = 1024
 Step = str | dict[str, dict[str, Any]]
 FIRST: tuple[Step, ...] = ("simplify", "fold_batchnorm")
 PRUNED: Step = {"prune_weights": {"sparsity": 0.3, "scope": "global"}}
+THIN: Step = {"prune_channels": {"params": 0.5}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "cifar_vgg": {"bits": 3, "error": 0.042},
     "cifar_resnet20": {"bits": 4, "error": 0.06},
@@ -68,6 +69,8 @@ def ladder(name: str) -> list[tuple[str, int, tuple[Step, ...]]]:
         (f"cluster_weights, {told}", 0, (*FIRST, clustered)),
         ("cluster_weights, pack", 3, ("pack", "strip_metadata")),
         ("prune_weights, cluster_weights, pack", 2, (clustered, "pack", "strip_metadata")),
+        ("prune_channels, params 0.5", 0, (*FIRST, THIN)),
+        ("prune_channels, cluster_weights, pack", 6, (clustered, "pack", "strip_metadata")),
     ]
 
 
