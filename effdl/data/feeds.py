@@ -40,6 +40,13 @@ class Feeds:
         """Return the first ``count`` feeds."""
         return Feeds(self.batches[:count], self.source, self.real)
 
+    def some(self, count: int) -> Feeds:
+        """Return at most ``count`` feeds, evenly spread."""
+        if len(self) <= count:
+            return self
+        numbers = spread(len(self), count).tolist()
+        return Feeds(_Chosen(self.batches, numbers), self.source, self.real)
+
     def split(self, every: int) -> tuple[Feeds, Feeds]:
         """Return the feeds without every ``every``-th one, and those; all and none where they are few."""
         numbers = range(len(self))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,7 @@ def drift(
     wanted = rows_wanted(rows.width)
     (_, first), *_ = tensors(before, [rows.value], feeds.first(1), threads=threads)
     each = max(1, rows.take(first, wanted).shape[1])
-    feeds = _spread(feeds, max(_LEAST_FEEDS, -(-wanted // each)))
+    feeds = feeds.some(max(_LEAST_FEEDS, -(-wanted // each)))
     most = -(-wanted // len(feeds))
     pairs = zip(
         tensors(before, [rows.value], feeds, threads=threads),
@@ -109,9 +109,3 @@ class _Sums:
         cross = self.cross / self.count - mean[:, :, None] * moved[:, None, :]
         pivot = self._pivot[:, 0]
         return Drift(square, cross, mean + pivot, moved + pivot)
-
-
-def _spread(feeds: Feeds, count: int) -> Feeds:
-    """Return at most about ``count`` feeds, evenly spread."""
-    step = max(1, len(feeds) // count)
-    return replace(feeds, batches=feeds.batches[::step]) if step > 1 else feeds

@@ -85,7 +85,7 @@ class Run:
                 ctx.skip(block.name, "what its loss does only data tells: optimize --data FILE.npz")
             return []
         feeds = batched(self._model, ctx.feeds, threads=ctx.target.threads)
-        trials = Trials(self._model, _some(feeds), ctx.target)
+        trials = Trials(self._model, feeds.some(_TRIAL_FEEDS), ctx.target)
         if not trials.wanted[0]:
             ctx.skip("model", "no output is of floating-point numbers: harm cannot be measured")
             return []
@@ -159,10 +159,3 @@ def _units(gone: Sequence[Gone], outcome: Outcome) -> int:
         blocks_gone -= len(gone[count].cuts)
         count += 1
     return count
-
-
-def _some(feeds: Feeds) -> Feeds:
-    """Return at most so many feeds, evenly spread."""
-    step = max(1, -(-len(feeds) // _TRIAL_FEEDS))
-    few = [feeds.batches[k] for k in range(0, len(feeds), step)]
-    return Feeds(few, feeds.source, feeds.real)

@@ -12,7 +12,9 @@ import onnx_ir as ir
 
 from effdl.data.feeds import Feeds
 from effdl.graph.channels import Channels, Group, Role, channels, remove
+from effdl.graph.cost import model_cost
 from effdl.graph.io import METADATA_PREFIX
+from effdl.measure.work import feed_dims
 from effdl.observe.batches import batched
 from effdl.observe.moments import Moments, moments
 from effdl.passes._fit import Kept, fit
@@ -21,7 +23,7 @@ from effdl.passes.prune._channel_cost import macs, params
 from effdl.passes.prune._channel_guess import guessed
 from effdl.passes.prune._channel_latency import latency_plan
 from effdl.passes.prune._channel_order import Order, Saliency, needed, order
-from effdl.passes.prune._channel_trial import Trials, do_without
+from effdl.passes.prune._channel_trial import LEVELS, Trials, do_without
 from effdl.solve.channel_plan import Choice, Cost, plan, thresholded, uniform
 
 MARK = METADATA_PREFIX + "prune_channels"
@@ -29,6 +31,8 @@ Distribution = Literal["plan", "global", "uniform"]
 Float = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _TRIAL_FEEDS = 12
+_TRIAL_MACS = 1e13
+"""Multiply-accumulates that all trials together may take: a minute or two of two cores."""
 
 
 @dataclass(frozen=True)
@@ -236,13 +240,21 @@ class Rounds:
         rng = np.random.default_rng(self._ctx.seed)
         trials = None
         if goal.distribution == "plan" and self._feeds is not None:
-            trials = Trials(self._model, _some(self._feeds), self._ctx.target)
+            few = self._feeds.some(self._trial_feeds(len(LEVELS) * len(groups)))
+            trials = Trials(self._model, few, self._ctx.target)
         orders, curves = [], []
         for group, seen in self._seen(found, groups):
             made = order(found, group, seen, goal.saliency, rng)
             orders.append(made)
             curves.append(([0.0], [0.0]) if trials is None else trials.curve(made, found, seen))
         return orders, curves
+
+    def _trial_feeds(self, runs: int) -> int:
+        """Return how many feeds there is time to run the model on so many times."""
+        assert self._feeds is not None
+        dims = feed_dims(self._model, self._feeds.batches[0])
+        each = (model_cost(self._model, dims).macs or 1) * max(1, runs)
+        return int(np.clip(_TRIAL_MACS / each, 1, _TRIAL_FEEDS))
 
     def _seen(
         self, analysed: Channels, groups: Sequence[Group]
@@ -295,13 +307,6 @@ def _through(errors: Float, inner: Sequence[float], outer: Sequence[float]) -> F
     slope = (outer[-1] - outer[-2]) / (inner[-1] - inner[-2])
     beyond = outer[-1] + slope * (errors - inner[-1])
     return np.where(errors > inner[-1], beyond, np.interp(errors, inner, outer))
-
-
-def _some(feeds: Feeds) -> Feeds:
-    """Return at most so many feeds, evenly spread."""
-    step = max(1, len(feeds) // _TRIAL_FEEDS)
-    few = [feeds.batches[k] for k in range(0, len(feeds), step)][:_TRIAL_FEEDS]
-    return Feeds(few, feeds.source, feeds.real)
 
 
 def _remember(kept: Kept, found: Channels, gone: Ints) -> None:
