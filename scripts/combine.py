@@ -28,10 +28,10 @@ from sections import with_section
 from effdl import api
 from effdl.render.markup import Markup, join, tag
 
-SAMPLES = 1000
+SAMPLES = 500
 FOLDED = ("simplify", "fold_batchnorm", {"convert_opset": {"at_least": 13}})
-PRUNED = (0.7, 0.5, 0.35, 0.25)
-FACTORED = (0.8, 0.65, 0.5)
+PRUNED = (0.7, 0.5, 0.3)
+FACTORED = (0.7, 0.5)
 INT8: dict[str, Any] = {"quantize_static": {}}
 KINDS = {
     "fold": "#777777",

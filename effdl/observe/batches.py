@@ -9,12 +9,14 @@ from typing import overload
 import numpy as np
 import onnx_ir as ir
 
-from effdl.data.feeds import Feed, Feeds
+from effdl.data.feeds import Feed, Feeds, nbytes
 from effdl.graph.dims import model_inputs
 from effdl.runtime.session import open_session
 from effdl.runtime.target import parse_target
 
 _BATCH = 16
+_BYTES = 1 << 20
+"""Of a batch's inputs: larger ones keep the cores busy alone, and their activations fill memory."""
 _CLOSE = 1e-3
 
 
@@ -26,13 +28,14 @@ def batched(model: ir.Model, feeds: Feeds, *, size: int = _BATCH, threads: int =
     Args:
         model: runs on the samples as they are.
         feeds: samples.
-        size: of a batch.
+        size: of a batch, at most.
         threads: intra-op threads, 0 for ONNX Runtime's choice.
 
     Raises:
         ModelError: the model does not run.
     """
-    if len(feeds) < 2 * size or not _may(model, feeds):
+    size = min(size, _BYTES // max(1, nbytes(feeds.batches[0]))) if len(feeds) else 0
+    if size < 2 or len(feeds) < 2 * size or not _may(model, feeds):
         return feeds
     session = open_session(model, parse_target("cpu", threads))
     few = [feeds.batches[k] for k in range(3)]

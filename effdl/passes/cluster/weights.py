@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from pydantic import Field
 from effdl.graph.bias import Bias, bias_of
 from effdl.graph.walk import all_nodes, function_nodes, int_attr, is_op
 from effdl.graph.weights import Names, add_initializer, constant_tensor
+from effdl.observe.batches import batched
 from effdl.observe.drift import drift
 from effdl.observe.layers import rows_of
 from effdl.observe.moments import Moments, moments
@@ -88,6 +89,8 @@ class ClusterWeights(NodePass):
         weights = self._weights(model, ctx)
         if not weights:
             return 0
+        if ctx.feeds is not None:
+            ctx = replace(ctx, feeds=batched(model, ctx.feeds, threads=ctx.target.threads))
         found = dict(self._solved(model, weights, ctx))
         planned = self._chosen([found[w.value] for w in weights], ctx)
         ctx.note("planned_errors", float(f"{sum(s.relative for s in planned):.3g}"))
