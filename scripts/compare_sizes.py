@@ -39,8 +39,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "sizes.md"
 LARGE = 1024
 """Numbers from which a constant counts for the entropy."""
 Step = str | dict[str, dict[str, Any]]
+SAMPLES = 500
 FIRST: tuple[Step, ...] = ("simplify", "fold_batchnorm")
-PRUNED: Step = {"prune_weights": {"sparsity": 0.3, "scope": "global"}}
 THIN: Step = {"prune_channels": {"params": 0.5}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "cifar_vgg": {"bits": 3, "error": 0.042},
@@ -65,19 +65,17 @@ def ladder(name: str) -> list[tuple[str, int, tuple[Step, ...]]]:
     told = ", ".join(f"{k} {v}" for k, v in SETTINGS[name].items())
     return [
         ("pack (lossless)", 0, (*FIRST, "pack")),
-        ("prune_weights, sparsity 0.3", 0, (*FIRST, PRUNED)),
         (f"cluster_weights, {told}", 0, (*FIRST, clustered)),
-        ("cluster_weights, pack", 3, ("pack", "strip_metadata")),
-        ("prune_weights, cluster_weights, pack", 2, (clustered, "pack", "strip_metadata")),
+        ("cluster_weights, pack", 2, ("pack", "strip_metadata")),
         ("prune_channels, params 0.5", 0, (*FIRST, THIN)),
-        ("prune_channels, cluster_weights, pack", 6, (clustered, "pack", "strip_metadata")),
+        ("prune_channels, cluster_weights, pack", 4, (clustered, "pack", "strip_metadata")),
     ]
 
 
 def made(row: Row, folder: Path) -> list[Made]:
     """Write every file of one model."""
     cifar = "cifar" in row.name
-    data = {k: cifar_calibration() if cifar else a for k, a in row.calibration.items()}
+    data = {k: cifar_calibration()[:SAMPLES] if cifar else a for k, a in row.calibration.items()}
     np.savez(folder / "calib.npz", **data)
     found = [Made("original", row.model)]
     for k, (what, source, passes) in enumerate(ladder(row.name)):
@@ -144,7 +142,7 @@ has, in a few bits that compress to their entropy. ONNX Runtime puts the weights
 the model, and computes in float: the latency is that of the original, and so is the memory.
 
 Written by `scripts/compare_sizes.py`: every line is a file made by the passes named (after `simplify` and
-`fold_batchnorm`), without training, with at most 1,000 unlabelled samples. zstd is at level 3; smaller is
+`fold_batchnorm`), without training, with at most 500 unlabelled samples. zstd is at level 3; smaller is
 how many times the compressed file is smaller than the compressed original; entropy is what the values of
 the large constants take, one by one; the speed-up is against the original (above 1: faster), all files in
 one interleaved run, one thread, with its 95 % confidence interval.
