@@ -45,7 +45,7 @@ WAYS = {
 }
 NEEDS = {"onnxsim": "onnxsim", "onnxsim_wanda": "onnxsim", "torch_pruning": "torch_pruning"}
 LIMIT = 3600
-SENTENCES, LENGTH = 384, 48
+SENTENCES, LENGTH = 512, 48
 Result = dict[str, Any]
 
 
