@@ -93,7 +93,7 @@ def torch_pruning(job: Job) -> None:
 
     def make(sparsity: float) -> onnx.ModelProto:
         net = Network(onnx.load(job["model"])).eval()
-        last = [m for m in net.modules() if isinstance(m, torch.nn.Linear)][-1]
+        last = [m for m in net.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)][-1]
         pruner = tp.pruner.MagnitudePruner(
             net,
             example,
