@@ -30,8 +30,8 @@ from effdl.render.markup import Markup, join, tag
 
 SAMPLES = 500
 FOLDED = ("simplify", "fold_batchnorm", {"convert_opset": {"at_least": 13}})
-PRUNED = (0.7, 0.5, 0.3)
-FACTORED = (0.7, 0.5)
+PRUNED = (0.7, 0.4)
+FACTORED = (0.6,)
 INT8: dict[str, Any] = {"quantize_static": {}}
 KINDS = {
     "fold": "#777777",
@@ -69,12 +69,14 @@ class Maker:
     def __init__(self, row: Row, folder: Path, threads: int) -> None:
         self.row, self.folder, self.threads = row, folder, threads
         self.made: list[Point] = []
+        self._files = 0
         self.data = folder / "data.npz"
         np.savez(self.data, **row.calibration)
 
     def make(self, name: str, kind: str, source: Path, *passes: object) -> Path:
         """Apply passes to a file; results that a pass refused are told and not kept."""
-        out = self.folder / f"{len(self.made)}.onnx"
+        self._files += 1
+        out = self.folder / f"{self._files}.onnx"
         start = time.perf_counter()
         report = effdl.optimize(
             source,
@@ -88,7 +90,7 @@ class Maker:
         seconds = time.perf_counter() - start
         score = self.row.score(out)
         print(f"{name}: {score:.2%}, {seconds:.0f} s", flush=True)
-        if report.passes[-1].changes:
+        if any(p.changes for p in report.passes):
             self.made.append(Point(name, kind, out, seconds, out.stat().st_size, score))
         return out
 
@@ -113,7 +115,7 @@ def everything(maker: Maker) -> None:
         maker.make(f"prune {share:g}, int8", "together", file, INT8)
     for share, file in factored.items():
         maker.make(f"low rank {share:g}, int8", "together", file, INT8)
-    for share in PRUNED[:2]:
+    for share in PRUNED[:1]:
         both = maker.make(
             f"prune {share:g}, low rank 0.8",
             "together",
