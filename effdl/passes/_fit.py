@@ -21,7 +21,7 @@ from effdl.solve.refit import refit
 Mask = npt.NDArray[np.bool_]
 Kept = dict[tuple[str, int], Mask]
 """What is left of the axes of the values of the old model, by name and axis, counted from either end."""
-_MACS = 2e13
+_MACS = 1e13
 """Multiply-accumulates that all the runs together may take: some minutes of two cores."""
 _LEAST_SWEEPS = 4
 
