@@ -429,7 +429,7 @@ def test_sample_models(name: str, options: dict[str, object]) -> None:
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "energy"),
-    [("cifar_vgg", 0.9), ("squeezenet_fp32_from_fp16", 0.93), ("mnist_selfattn", 0.98)],
+    [("cifar_vgg", 0.9), ("squeezenet_fp32_from_fp16", 0.97), ("mnist_selfattn", 0.98)],
 )
 def test_real_models_fall_in_macs_and_agree(name: str, energy: float) -> None:
     assert SHARED is not None
