@@ -40,6 +40,7 @@ def data(seed: int = 0) -> Feeds:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(VARIABLE, "64")
     monkeypatch.setattr(module, "_LONG", -1.0)
     return tmp_path
 
