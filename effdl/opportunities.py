@@ -45,8 +45,7 @@ def channel_groups(model: ir.Model) -> tuple[ChannelGroup, ...]:
     twin = model.clone()
     name_nodes(twin)
     with scratch() as folder:
-        passes.get("simplify")().run(twin, Context(parse_target("cpu"), None, 0, folder, PassLog()))
-    clean(twin)
+        _simplify(twin, parse_target("cpu"), folder)
     return tuple(
         ChannelGroup(
             g.name,

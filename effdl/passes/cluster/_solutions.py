@@ -65,15 +65,11 @@ def ladder(
 
     The first is always there, and alone where there is no limit.
     """
-    sets, outputs, inputs = problem.weight.shape
-    flat = problem.weight.reshape(sets * outputs, inputs)
-    importance = np.broadcast_to(problem.importance, problem.weight.shape).reshape(flat.shape)
-    pruned = problem.fixed is not None
-    zero = pruned or limit is not None
-    books = solve.codebooks(flat, importance, entries, groups, zero=zero, apart=pruned)
+    zero = problem.fixed is not None or limit is not None
+    books = _books(problem, entries, groups, zero=zero)
     last = solve.solve(problem, books, zero=zero)
     found = [_shared(problem, last, seen, 0.0)]
-    unit = last.error / flat.size
+    unit = last.error / problem.weight.size
     for rung in _RUNGS if limit is not None and unit > 0 else ():
         price = rung * unit
         now = solve.solve(problem, last.books, zero=zero, bit_price=price, start=last.codes)
@@ -83,6 +79,15 @@ def ladder(
             found.append(_shared(problem, now, seen, price))
             last = now
     return found
+
+
+def _books(problem: solve.Problem, entries: int, groups: int, *, zero: bool) -> Doubles:
+    """Return codebooks to start from; zeros that are fixed have an entry for themselves."""
+    fixed, shape = problem.fixed, problem.weight.shape
+    weight = problem.weight if fixed is None else np.where(fixed, 0.0, problem.weight)
+    rows = weight.reshape(-1, shape[2])
+    importance = np.broadcast_to(problem.importance, shape).reshape(rows.shape)
+    return solve.codebooks(rows, importance, entries, groups, zero=zero, apart=fixed is not None)
 
 
 def _shared(
@@ -113,13 +118,8 @@ def compensated(shared: Shared, problem: solve.Problem, seen: Drift, centred: bo
     goal = solve.Problem(wanted, moments, problem.fixed)
     old = shared.solution.books
     zero = problem.fixed is not None or bool((old == 0).any())
-    counted = wanted if problem.fixed is None else np.where(problem.fixed, 0.0, wanted)
-    rows = counted.reshape(-1, wanted.shape[2])
-    importance = np.broadcast_to(goal.importance, wanted.shape).reshape(rows.shape)
     groups, entries = old.shape
-    books = solve.codebooks(
-        rows, importance, entries, groups, zero=zero, apart=problem.fixed is not None
-    )
+    books = _books(goal, entries, groups, zero=zero)
     # Not from where the plan ended: single changes hardly lead from there to what is wanted now.
     price = shared.price * goal.size
     now = solve.solve(goal, books, zero=zero, bit_price=price, rounds=5, sweeps=3)
