@@ -7,9 +7,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 from effdl.data.feeds import Feeds
+from effdl.errors import ModelError
 from effdl.observe import moments as module
 from effdl.observe.moments import moments
 from effdl.observe.rows import Rows, Window
+from effdl.runtime.session import open_session
 from tests.support import from_text
 
 
@@ -52,6 +54,17 @@ def test_what_is_not_finite_is_left_out() -> None:
     list(data)[1]["x"][0, 0, 0] = np.inf
     assert set(dict(moments(model(), {"a": Rows("x", 6)}, data))) == set()
     assert dict(moments(model(), {"a": Rows("x", 6)}, data.first(1))).keys() == {"a"}
+
+
+def test_only_what_is_asked_for_is_computed() -> None:
+    broken = from_text(
+        """<ir_version: 10, opset_import: ["" : 17]>
+        g (float[N,S,6] x) => (float[7] z) <int64[1] seven = {7}>
+        { y = Relu (x) z = Reshape (y, seven) }"""
+    )
+    with pytest.raises(ModelError):
+        open_session(broken, None).run(list(feeds())[0])
+    assert dict(moments(broken, {"a": Rows("y", 6)}, feeds()))["a"].rows == 30
 
 
 CASES = [

@@ -22,12 +22,19 @@ def clean(model: ir.Model) -> int:
     """
     changes = sum(_sort(graph) for graph, _, _ in roots(model))
     changes += _remove_functions(model)
-    for graph, imports, _ in roots(model):
-        changes += _remove_dead_nodes(graph, imports)
-    changes += sum(_remove_initializers(graph) for graph in all_graphs(model))
+    changes += remove_dead(model)
     changes += _remove_functions(model)
     changes += _remove_imports(model)
     return changes + fix_names(model) + int(raise_ir_version(model))
+
+
+def remove_dead(model: ir.Model) -> int:
+    """Remove the nodes and initializers that no graph output needs; return the changes made.
+
+    ONNX Runtime computes what it is given, needed or not.
+    """
+    changes = sum(_remove_dead_nodes(graph, imports) for graph, imports, _ in roots(model))
+    return changes + sum(_remove_initializers(graph) for graph in all_graphs(model))
 
 
 def _sort(graph: ir.Graph) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from effdl.data.feeds import Feed
+from effdl.graph.clean import remove_dead
 from effdl.graph.walk import opset
 from effdl.graph.weights import Names
 from effdl.measure.fidelity import fit
@@ -24,7 +25,7 @@ def tapped(
 ) -> Session:
     """Open a copy of the model whose outputs are the values ``names`` of its main graph.
 
-    Without names the outputs stay as they are. Weights are not copied. With ``optimize`` off the
+    Nothing else is computed. Without names the outputs stay as they are. Weights are not copied. With ``optimize`` off the
     graph runs as it is written, so that what is fetched has no influence on what is computed.
 
     Raises:
@@ -34,6 +35,7 @@ def tapped(
     values = _values(copy)
     if names:
         copy.graph.outputs[:] = [values[n] for n in dict.fromkeys(names)]
+        remove_dead(copy)
     return open_session(copy, target, optimize=optimize)
 
 
@@ -110,6 +112,7 @@ def _counted(
         copy.graph.append(node)
         shapes.append(node.outputs[0])
     copy.graph.outputs[:] = shapes
+    remove_dead(copy)
     session = open_session(copy, target, optimize=False)
     found = session.run(fit(feed, session))
     return {
