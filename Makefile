@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 
 # One thread of BLAS for each of the parallel tests: more wait for each other, three times as long.
 test: check
-	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 
 from tests.corpus_lab import session as open_session
+
+in_one_worker = pytest.mark.xdist_group("node cases")
+"""For tests that ask for the cases, which are made once a process."""
 
 
 @cache
 def cases() -> list[Any]:
-    """All cases, by name; making them takes some ten seconds, once a process."""
+    """All cases, by name; making them takes more than ten seconds."""
     from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings():

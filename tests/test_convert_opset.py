@@ -13,6 +13,7 @@ from effdl.graph import io
 from effdl.graph.versions import convert_opset
 from effdl.graph.walk import interface, opset
 from effdl.passes.convert.opset import ConvertOpset
+from tests.node_cases import cases, equal, in_one_worker, session, usable
 from tests.support import (
     SAMPLES,
     SHARED,
@@ -227,10 +228,9 @@ def test_shared_models(name: str, goal: int) -> None:
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
+@in_one_worker
 def test_node_cases_go_up() -> None:
     """A sample of onnx's own cases: the same outputs after going up to opset 21."""
-    from tests.node_cases import cases, equal, session, usable
-
     failures = []
     tried = 0
     for case in cases()[::6]:

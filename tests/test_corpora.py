@@ -31,7 +31,7 @@ from tests.corpus_lab import (
     run_on,
     session,
 )
-from tests.node_cases import as_expected, cases, constant_inputs, usable
+from tests.node_cases import as_expected, cases, constant_inputs, in_one_worker, usable
 from tests.support import SHARED, needs_shared
 
 USABLE = 1398
@@ -84,6 +84,7 @@ def report(title: str, outcomes: list[Outcome]) -> dict[str, int]:
     return found
 
 
+@in_one_worker
 def test_node_cases() -> None:
     """Every operator, its inputs fed and its inputs constant."""
     outcomes = run_all({c.name: c for c in cases()}, node_case)
@@ -92,6 +93,7 @@ def test_node_cases() -> None:
     assert sum(o.changes > 0 for o in outcomes) > USABLE / 2
 
 
+@in_one_worker
 def test_node_cases_from_file_to_file(tmp_path: Path) -> None:
     """A part of them by the command line."""
     chosen = {c.name: c for c in cases()[::16]}

@@ -14,7 +14,7 @@ from effdl.graph import io
 from effdl.graph.clean import clean
 from effdl.graph.transposes_rules import _RULES
 from effdl.passes.fold.transposes import FoldTransposes
-from tests.node_cases import cases, equal, plain, session
+from tests.node_cases import cases, equal, in_one_worker, plain, session
 from tests.support import context, op_counts
 
 CHUNKS = 8
@@ -72,6 +72,7 @@ def order(rank: int, turn: int) -> list[int]:
     return axes[turn:] + axes[:turn] if turn else axes[::-1]
 
 
+@in_one_worker
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_cases_between_transposes(chunk: int) -> None:
     done = moved = 0

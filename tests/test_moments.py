@@ -63,7 +63,7 @@ def test_only_what_is_asked_for_is_computed() -> None:
         { y = Relu (x) z = Reshape (y, seven) }"""
     )
     with pytest.raises(ModelError):
-        open_session(broken, None).run(list(feeds())[0])
+        open_session(broken, None).run(next(iter(feeds())))
     assert dict(moments(broken, {"a": Rows("y", 6)}, feeds()))["a"].rows == 30
 
 

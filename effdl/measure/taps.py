@@ -25,8 +25,9 @@ def tapped(
 ) -> Session:
     """Open a copy of the model whose outputs are the values ``names`` of its main graph.
 
-    Nothing else is computed. Without names the outputs stay as they are. Weights are not copied. With ``optimize`` off the
-    graph runs as it is written, so that what is fetched has no influence on what is computed.
+    Nothing is computed that they do not need. Without names the outputs stay as they are. Weights are not
+    copied. With ``optimize`` off the graph runs as it is written, so that what is fetched has no influence
+    on what is computed.
 
     Raises:
         ModelError: it does not load.
