@@ -51,13 +51,14 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Model:
-    """What is pruned: a file, its data, and what scores it."""
+    """What is pruned: a file, its data, what scores it, and a few words about both."""
 
     name: str
     path: Path
     data: Arrays
     timing: Arrays
     score: Callable[[Path], float]
+    about: str = ""
 
 
 def digits(name: str) -> Model:
@@ -94,7 +95,8 @@ def sentences(path: Path) -> Model:
     row = minilm(path)
     texts = real_data.Sentences("dev")
     data = texts.batch([a for a, _ in texts.pairs[:SENTENCES]], length=LENGTH)
-    return Model("MiniLM", path, data, row.timing, row.score)
+    about = f"{SENTENCES} sentences of {LENGTH} tokens; Spearman's correlation on STS-B"
+    return Model("MiniLM", path, data, row.timing, row.score, about)
 
 
 def measured(model: Model, share: float, ways: list[str], args: argparse.Namespace) -> Result:
@@ -140,10 +142,11 @@ def told(answer: Result) -> str:
     return f"{answer['score']:.2%} at {answer['macs']:.1%} of the MACs, {answer['seconds']:.0f} s"
 
 
-def table(name: str, base: float, results: list[Result], ways: list[str]) -> str:
+def table(model: Model, results: list[Result], ways: list[str]) -> str:
     """Markdown for one model: a row for each way, a column for each share."""
     titles = [f"asked for {r['share']:g}" for r in results]
-    lines = [f"{name}, untouched {base:.2%}:", ""]
+    about = f" ({model.about})" if model.about else ""
+    lines = [f"{model.name}{about}, untouched {model.score(model.path):.2%}:", ""]
     lines += ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for way in ways:
         cells = " | ".join(_cell(result["ways"][way]) for result in results)
@@ -168,22 +171,21 @@ def main() -> None:
     parser.add_argument("--shares", nargs="*", type=float, default=[0.5, 0.25])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--write", type=Path, help="the document whose table is renewed")
+    parser.add_argument("--write", type=Path, help="the page where tables are renewed")
     args = parser.parse_args()
     ways = args.ways or list(WAYS)
     ways = [w for w in ways if w not in NEEDS or importlib.util.find_spec(NEEDS[w])]
-    tables: list[str] = []
-    models = [MODELS[name] for name in args.only or MODELS]
+    models = [MODELS[name] for name in (MODELS if args.only is None else args.only)]
     if args.minilm:
         models.append(lambda: sentences(args.minilm))
     for make in models:
         model = make()
         results = [measured(model, s, ways, args) for s in args.shares]
-        tables.append(table(model.name, model.score(model.path), results, ways))
-        print(tables[-1], flush=True)
+        made = table(model, results, ways)
+        print(made, flush=True)
         if args.write:
             old = args.write.read_text(encoding="utf-8")
-            text = with_section(old, "pruners", "\n\n".join(tables))
+            text = with_section(old, f"pruners {model.name}", made)
             args.write.write_text(text, encoding="utf-8")
 
 
