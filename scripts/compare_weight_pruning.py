@@ -1,9 +1,9 @@
 """Accuracy and compressed size of networks with zeros in their weights, by every way to choose them.
 
 Nothing is trained: 1,000 unlabelled images are all the data. Needs EFFDL_SHARED (CIFAR-10 networks) and
-Pillow. Prints a Markdown table per model.
+Pillow. Prints a Markdown table per model; docs/pruning.md.
 
-    python scripts/compare_weight_pruning.py [--models cifar_vgg ...] [--sparsity 0.5 ...] [--test 10000]
+    python scripts/compare_weight_pruning.py [--models cifar_vgg ...] [--sparsity 0.5 ...] [--write FILE]
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 from real_data import cifar_calibration, cifar_test, shared
+from sections import with_section
 
 from effdl.data.feeds import Feeds
 from effdl.graph import io
@@ -74,6 +75,25 @@ def row(name: str, options: dict[str, Any], data: Any) -> str:
     return f"{accuracy(model, images, labels):.2f} ({size:.2f} MB, {seconds:.0f} s)"
 
 
+def table(name: str, data: Any, args: argparse.Namespace) -> str:
+    """Print and return the rows of one model."""
+    model = io.load(shared() / "models" / f"{name}.onnx")
+    untouched = f"{accuracy(model, *data[1:]):.2f} %, {compressed(model) / 1e6:.2f} MB after zstd"
+    lines = [f"{name}, untouched {untouched}:", ""]
+    lines += ["| zeros |" + "".join(f" {s:g} |" for s in args.sparsity)]
+    lines += ["|---|" + "---|" * len(args.sparsity)]
+    print("\n".join(lines), flush=True)
+    for way in args.ways:
+        cells = [row(name, {**WAYS[way], "sparsity": s}, data) for s in args.sparsity]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    for method in ("magnitude", "wanda", "obs", "admm"):
+        cell = row(name, {"method": method, "pattern": "n:m"}, data)
+        lines.append(f"| {method}, 2:4 | {cell} |" + " |" * (len(args.sparsity) - 1))
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=["cifar_resnet20", "cifar_vgg"])
@@ -83,30 +103,17 @@ def main() -> None:
         "--test", type=int, default=10_000, help="images to test with, spread over all"
     )
     parser.add_argument("--batch", type=int, default=20, help="calibration images of a feed")
+    parser.add_argument("--write", type=Path, help="the page where tables are renewed")
     args = parser.parse_args()
     images, labels = (a[:: len(a) // args.test] for a in cifar_test())
     calibration = cifar_calibration()
     batches = [calibration[i : i + args.batch] for i in range(0, len(calibration), args.batch)]
     data = (Feeds(tuple({"image": b} for b in batches), "cifar", True), images, labels)
     for name in args.models:
-        model = io.load(shared() / "models" / f"{name}.onnx")
-        print(
-            f"\n{name}: {accuracy(model, images, labels):.2f} %, {compressed(model) / 1e6:.2f} MB\n"
-        )
-        print("| way |" + "".join(f" {s:g} |" for s in args.sparsity))
-        print("|---|" + "---|" * len(args.sparsity), flush=True)
-        for way in args.ways:
-            print(f"| {way} |", end="", flush=True)
-            for sparsity in args.sparsity:
-                cells = row(name, {**WAYS[way], "sparsity": sparsity}, data)
-                print(f" {cells} |", end="", flush=True)
-            print(flush=True)
-        print("\n| 2:4 | |\n|---|---|")
-        for method in ("magnitude", "wanda", "obs", "admm"):
-            print(
-                f"| {method} | {row(name, {'method': method, 'pattern': 'n:m'}, data)} |",
-                flush=True,
-            )
+        made = table(name, data, args)
+        if args.write:
+            page = args.write.read_text(encoding="utf-8")
+            args.write.write_text(with_section(page, f"weights {name}", made), encoding="utf-8")
 
 
 if __name__ == "__main__":
