@@ -13,13 +13,15 @@ class Network(nn.Module):
     """Runs the nodes of a file in order; those with weights are modules.
 
     Args:
-        proto: a network of Conv, Gemm, batch norms, Relu, MaxPool, Add, Flatten and ReduceMean over the
-            image.
+        proto: a network of Conv, Gemm, batch norms, Relu, MaxPool, Add, Flatten and means over the image.
     """
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         super().__init__()
         self.weights = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+        for node in proto.graph.node:
+            if node.op_type == "Identity" and node.input[0] in self.weights:
+                self.weights[node.output[0]] = self.weights[node.input[0]]
         self.steps = list(proto.graph.node)
         self.feed, self.result = proto.graph.input[0].name, proto.graph.output[0].name
         self.layers = nn.ModuleDict()
@@ -34,7 +36,12 @@ class Network(nn.Module):
     def _layer(self, node: onnx.NodeProto) -> nn.Module:
         given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         weight = torch.from_numpy(self.weights[node.input[1]].copy())
-        bias = torch.from_numpy(self.weights[node.input[2]].copy())
+        made = int(
+            weight.shape[0] if node.op_type == "Conv" or given.get("transB") else weight.shape[1]
+        )
+        bias = torch.zeros(made)
+        if len(node.input) > 2:
+            bias = torch.from_numpy(self.weights[node.input[2]].copy())
         if node.op_type == "Gemm":
             weight = weight if given.get("transB") else weight.T
             layer: nn.Module = nn.Linear(weight.shape[1], weight.shape[0])
@@ -76,6 +83,8 @@ class Network(nn.Module):
                     out = args[0].flatten(1)
                 case "ReduceMean":
                     out = args[0].mean((2, 3))
+                case "GlobalAveragePool":
+                    out = args[0].mean((2, 3), keepdim=True)
                 case "Constant" | "Identity":
                     continue
                 case other:
