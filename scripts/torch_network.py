@@ -36,14 +36,12 @@ class Network(nn.Module):
     def _layer(self, node: onnx.NodeProto) -> nn.Module:
         given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         weight = torch.from_numpy(self.weights[node.input[1]].copy())
-        made = int(
-            weight.shape[0] if node.op_type == "Conv" or given.get("transB") else weight.shape[1]
-        )
-        bias = torch.zeros(made)
+        if node.op_type == "Gemm" and not given.get("transB"):
+            weight = weight.T
+        bias = torch.zeros(len(weight))
         if len(node.input) > 2:
             bias = torch.from_numpy(self.weights[node.input[2]].copy())
         if node.op_type == "Gemm":
-            weight = weight if given.get("transB") else weight.T
             layer: nn.Module = nn.Linear(weight.shape[1], weight.shape[0])
         else:
             pads, strides = given.get("pads", [0] * 4), given.get("strides", [1, 1])

@@ -67,6 +67,22 @@ def test_only_what_is_asked_for_is_computed() -> None:
     assert dict(moments(broken, {"a": Rows("y", 6)}, feeds()))["a"].rows == 30
 
 
+def test_weights_that_are_graph_inputs_and_not_needed() -> None:
+    """As files of IR version 3 have them."""
+    old = from_text(
+        """<ir_version: 3, opset_import: ["" : 9]>
+        g (float[2,5,6] x, float[6,6] a, float[6,9999] b) => (float[2,5,9999] z)
+        { y = MatMul (x, a) z = MatMul (y, b) }"""
+    )
+    for value in list(old.graph.inputs)[1:]:
+        width = 6 if value.name == "a" else 9999
+        value.const_value = ir.tensor(np.eye(6, width, dtype=np.float32), name=value.name)
+        old.graph.register_initializer(value)
+    found = dict(moments(old, {"a": Rows("y", 6)}, feeds()))["a"]
+    x = np.concatenate([f["x"].reshape(-1, 6) for f in feeds()])
+    np.testing.assert_allclose(found.mean[0], x.mean(0), rtol=1e-4, atol=1e-6)
+
+
 CASES = [
     (Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1)), {"pads": [1, 1, 1, 1]}, 1),
     (Window((2, 3), (2, 1), (1, 2), (0, 1, 1, 0)), {}, 2),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -22,17 +22,28 @@ def clean(model: ir.Model) -> int:
     """
     changes = sum(_sort(graph) for graph, _, _ in roots(model))
     changes += _remove_functions(model)
-    changes += remove_dead(model)
+    changes += _remove_dead(model)
     changes += _remove_functions(model)
     changes += _remove_imports(model)
     return changes + fix_names(model) + int(raise_ir_version(model))
 
 
-def remove_dead(model: ir.Model) -> int:
-    """Remove the nodes and initializers that no graph output needs; return the changes made.
+def cut(model: ir.Model, outputs: Sequence[ir.Value]) -> None:
+    """Make values of the main graph the model's outputs, and leave what they need.
 
-    ONNX Runtime computes what it is given, needed or not.
+    ONNX Runtime computes what it is given, needed or not; a weight that is a graph input too and read by
+    nobody it drops, and then fails to find it.
     """
+    graph = model.graph
+    graph.outputs[:] = outputs
+    _remove_dead(model)
+    for value in [v for v in graph.inputs if v.is_initializer() and not v.uses()]:
+        if not value.is_graph_output():
+            graph.inputs.remove(value)
+            del graph.initializers[value.name or ""]
+
+
+def _remove_dead(model: ir.Model) -> int:
     changes = sum(_remove_dead_nodes(graph, imports) for graph, imports, _ in roots(model))
     return changes + sum(_remove_initializers(graph) for graph in all_graphs(model))
 

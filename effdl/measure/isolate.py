@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from effdl.data.feeds import Feed, Feeds
-from effdl.graph.clean import clean
+from effdl.graph.clean import cut
 from effdl.graph.walk import is_op
 from effdl.graph.weights import Names
 from effdl.measure.counterparts import reading, rounds, unrounded
@@ -304,12 +304,7 @@ def _cut(
             user.replace_input_with(index, new)
         copy.graph.inputs.append(new)
         fresh[source.other] = new.name or ""
-    copy.graph.outputs[:] = fetched
-    clean(copy)  # what is before the cut need not run
-    for value in [v for v in copy.graph.inputs if v.is_initializer() and not v.uses()]:
-        # ONNX Runtime drops such a weight and then fails to find it.
-        copy.graph.inputs.remove(value)
-        del copy.graph.initializers[value.name or ""]
+    cut(copy, fetched)  # what is before the sources need not run
     return open_session(copy, target, optimize=False), fresh
 
 

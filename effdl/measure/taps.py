@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from effdl.data.feeds import Feed
-from effdl.graph.clean import remove_dead
+from effdl.graph.clean import cut
 from effdl.graph.walk import opset
 from effdl.graph.weights import Names
 from effdl.measure.fidelity import fit
@@ -35,8 +35,7 @@ def tapped(
     copy = model.clone()
     values = _values(copy)
     if names:
-        copy.graph.outputs[:] = [values[n] for n in dict.fromkeys(names)]
-        remove_dead(copy)
+        cut(copy, [values[n] for n in dict.fromkeys(names)])
     return open_session(copy, target, optimize=optimize)
 
 
@@ -112,8 +111,7 @@ def _counted(
         node.outputs[0].name = fresh.fresh(f"{name}_shape")
         copy.graph.append(node)
         shapes.append(node.outputs[0])
-    copy.graph.outputs[:] = shapes
-    remove_dead(copy)
+    cut(copy, shapes)
     session = open_session(copy, target, optimize=False)
     found = session.run(fit(feed, session))
     return {
